@@ -1,0 +1,74 @@
+"""Where a node keeps what it keeps, and the limits that protect it.
+
+Everything of one node lies below one directory, so that several nodes can stand side by side on
+one machine and removing the directory removes the node.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROOT = Path("/var/lib/lazyfs")
+ROOT_VARIABLE = "LAZYFS_ROOT"
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """The files and directories of one node. Mount points are kept short: overlayfs options are not long."""
+
+    root: Path
+
+    @classmethod
+    def choose(cls, root: Path | None) -> "NodePaths":
+        """`root` as given, else $LAZYFS_ROOT, else /var/lib/lazyfs; always absolute."""
+        chosen = root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+        return cls(chosen.absolute())
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's control API."""
+        return self.root / "daemon.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the living daemon; names its process id."""
+        return self.root / "daemon.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "daemon.log"
+
+    @property
+    def fuse(self) -> Path:
+        """Mount point of the device files, one per layer."""
+        return self.root / "fuse"
+
+    @property
+    def images(self) -> Path:
+        """One EROFS mount point per mounted image."""
+        return self.root / "m"
+
+    @property
+    def cache(self) -> Path:
+        """One directory per layer: the device as a sparse file, and the map of what is there."""
+        return self.root / "cache"
+
+    @property
+    def tocs(self) -> Path:
+        """TOCs as they came, named by their sha256."""
+        return self.root / "toc"
+
+    @property
+    def bootstraps(self) -> Path:
+        return self.root / "bootstrap"
+
+    @property
+    def containers(self) -> Path:
+        return self.root / "containers"
+
+    @property
+    def mounts(self) -> Path:
+        """One record per `lazyfs mount`, so that `lazyfs umount` knows what belongs to it."""
+        return self.root / "mounts"

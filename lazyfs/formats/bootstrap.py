@@ -1,0 +1,300 @@
+"""The bootstrap: an EROFS image of metadata alone, whose files point into the devices of an image's layers.
+
+Written on the node from columns that have been checked, never taken from a stranger: what the kernel is
+given is only what this module can write. `docs/format.md` draws the layout:
+
+    0       superblock (at 1024), device table: one slot per layer
+    nodes   plain inodes     64 bytes each, in tree order: directories, files, devices
+            short symlinks   inode and target within one block
+            others           with xattrs, long symlinks, sparse files
+    blocks  directory blocks, then the targets of long symlinks
+
+Files have the layout "flat plain" and a block address in one address space: the bootstrap's own blocks,
+then each device at its mapped block address. So an inode is 64 bytes, a file of any size needs no
+chunk index, and the same bootstrap also serves where metadata and devices are joined in one file.
+Only sparse files are chunk based.
+"""
+
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lazyfs.errors import LimitError
+from lazyfs.formats import erofs
+from lazyfs.formats.bootstrap_dirs import Directories, lay_out_directories
+from lazyfs.formats.erofs import BLOCK, INODE, SLOT
+from lazyfs.formats.image_tree import ImageTree, ranges
+from lazyfs.formats.toc import Xattrs
+
+VERSION = 1
+"""Part of the name under which a node keeps a bootstrap: a new layout is a new name."""
+
+MAX_CHUNK_INDEXES = 1 << 20
+"""Of one sparse file; the converter realigns files that would need more."""
+_MAX_CHUNK_BITS = 31
+_DEVICE_ALIGNMENT = 4096
+_FIRST_SLOT_SIZE_CLASS = 96
+
+Ints = npt.NDArray[np.int64]
+Buffer = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where each inode lies, and which data layout it has. Offsets are bytes in the bootstrap."""
+
+    offset: Ints
+    layout: Ints
+    xattr_size: Ints
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _SparseFile:
+    inode: int
+    chunk_bits: int
+    addresses: Ints
+
+
+def build(tree: ImageTree, device_sizes: Sequence[int]) -> bytes:
+    """The bootstrap of an image, whose layers' devices have `device_sizes` bytes (multiples of 512), lowest first.
+
+    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB).
+    """
+    areas = [_xattr_area(pairs) for pairs in tree.xattr_sets]
+    first_inode = _align(erofs.SUPERBLOCK_OFFSET + 128 + erofs.DEVICE_SLOT_SIZE * len(device_sizes), BLOCK)
+    chunked = [_plan_sparse(tree, int(inode)) for inode in tree.sparse_inodes.tolist()]
+    place = _place_inodes(tree, areas, chunked, first_inode)
+    directories = lay_out_directories(tree, place.offset // SLOT)
+    long_symlinks, link_blocks = _long_symlinks(tree, place)
+    directory_block = _align(place.end, BLOCK) // BLOCK
+    link_block = directory_block + len(directories.blocks) // BLOCK
+    own_size = (link_block + int(link_blocks.sum())) * BLOCK
+    bases = _device_bases(own_size, device_sizes)
+
+    image = np.zeros(own_size, np.uint8)
+    _write_header(image, tree, int(place.offset[0]), device_sizes, bases)
+    address = _data_addresses(tree, bases, directories, directory_block)
+    address[long_symlinks] = link_block + np.cumsum(link_blocks) - link_blocks
+    _write_inodes(image, tree, place, address, directories)
+    _write_tails(image, tree, place, areas, chunked, bases)
+    image[directory_block * BLOCK : link_block * BLOCK] = directories.blocks
+    _write_long_targets(image, tree, long_symlinks, address)
+    return image.tobytes()
+
+
+def _align(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _device_bases(own_size: int, device_sizes: Sequence[int]) -> Ints:
+    """First block of each device in the common address space; the last element is its end."""
+    at = _align(own_size, _DEVICE_ALIGNMENT)
+    bases = []
+    for size in device_sizes:
+        bases.append(at // BLOCK)
+        at = _align(at + size, _DEVICE_ALIGNMENT)
+    bases.append(at // BLOCK)
+    if bases[-1] >= erofs.MAX_BLOCKS:
+        raise LimitError(f"the image has {at} bytes, EROFS with 512-byte blocks addresses 2 TiB")
+    return np.array(bases, np.int64)
+
+
+def _place_inodes(
+    tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile], first: int
+) -> _Placement:
+    """Give every inode its offset, so that neither a core nor an inline target crosses a block."""
+    kind = tree.inodes.mode & 0o170000
+    size = tree.inodes.size.astype(np.int64)
+    count = len(kind)
+    area_sizes = np.array([0] + [len(area) for area in areas], np.int64)
+    xattr_size = area_sizes[tree.inodes.xattrs]
+    layout = np.full(count, erofs.LAYOUT_PLAIN, np.int64)
+    short = (kind == stat.S_IFLNK) & (xattr_size == 0) & (size <= BLOCK - INODE.itemsize)
+    layout[short] = erofs.LAYOUT_INLINE
+    extra = xattr_size.copy()
+    for file in chunked:
+        layout[file.inode] = erofs.LAYOUT_CHUNKED
+        extra[file.inode] = _align(int(xattr_size[file.inode]), 8) + 8 * len(file.addresses)
+
+    offset = np.zeros(count, np.int64)
+    plain = np.flatnonzero(~short & (extra == 0))
+    offset[plain] = first + INODE.itemsize * np.arange(len(plain))
+    at = _align(first + INODE.itemsize * len(plain), BLOCK)
+    for slot in range(_FIRST_SLOT_SIZE_CLASS, BLOCK + 1, SLOT):
+        members = np.flatnonzero(short & (_round_up(INODE.itemsize + size, SLOT) == slot))
+        per_block = BLOCK // slot
+        nth = np.arange(len(members))
+        offset[members] = at + nth // per_block * BLOCK + nth % per_block * slot
+        at += -(-len(members) // per_block) * BLOCK
+    others = np.flatnonzero(~short & (extra > 0))
+    sizes = _round_up(INODE.itemsize + extra[others], INODE.itemsize)
+    offset[others] = at + np.cumsum(sizes) - sizes
+    return _Placement(offset, layout, xattr_size, at + int(sizes.sum()))
+
+
+def _round_up(values: Ints, unit: int) -> Ints:
+    return -(-values // unit) * unit
+
+
+def _data_addresses(tree: ImageTree, bases: Ints, directories: Directories, directory_block: int) -> Ints:
+    """The block address of each inode's data, or the device number of a device node."""
+    inodes = tree.inodes
+    kind = inodes.mode & 0o170000
+    address = np.zeros(len(kind), np.int64)
+    regular = (kind == stat.S_IFREG) & (inodes.size > 0)
+    address[regular] = bases[tree.device[regular]] + inodes.data[regular].astype(np.int64) // BLOCK
+    address[kind == stat.S_IFDIR] = directory_block + directories.first_block
+    devices = (kind == stat.S_IFCHR) | (kind == stat.S_IFBLK)
+    major, minor = (inodes.rdev >> 20).astype(np.int64), (inodes.rdev & 0xFFFFF).astype(np.int64)
+    # The kernel's new_encode_dev().
+    address[devices] = ((minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12))[devices]
+    return address
+
+
+def _write_header(
+    image: Buffer, tree: ImageTree, root_offset: int, device_sizes: Sequence[int], bases: Ints
+) -> None:
+    superblock = np.zeros(1, erofs.SUPERBLOCK)
+    superblock["magic"] = erofs.MAGIC
+    superblock["blkszbits"] = erofs.BLOCK_BITS
+    superblock["root_nid"] = root_offset // SLOT
+    superblock["inos"] = len(tree.inodes)
+    superblock["blocks"] = len(image) // BLOCK
+    superblock["feature_incompat"] = erofs.INCOMPAT_DEVICE_TABLE | (
+        erofs.INCOMPAT_CHUNKED_FILE if len(tree.sparse_inodes) else 0
+    )
+    superblock["extra_devices"] = len(device_sizes)
+    superblock["devt_slotoff"] = (erofs.SUPERBLOCK_OFFSET + 128) // erofs.DEVICE_SLOT_SIZE
+    slots = np.zeros(len(device_sizes), erofs.DEVICE_SLOT)
+    slots["tag"] = [f"layer{index}" for index in range(len(device_sizes))]
+    slots["blocks"] = np.array(device_sizes, np.int64) // BLOCK
+    slots["mapped_blkaddr"] = bases[:-1]
+    header = superblock.tobytes() + slots.tobytes()
+    start = erofs.SUPERBLOCK_OFFSET
+    image[start : start + len(header)] = np.frombuffer(header, np.uint8)
+
+
+def _write_inodes(
+    image: Buffer, tree: ImageTree, place: _Placement, address: Ints, directories: Directories
+) -> None:
+    inodes = tree.inodes
+    is_dir = (inodes.mode & 0o170000) == stat.S_IFDIR
+    records = np.zeros(len(inodes), INODE)
+    records["format"] = 1 | place.layout << 1
+    icount = (place.xattr_size - erofs.XATTR_HEADER_SIZE) // 4 + 1
+    records["xattr_icount"] = np.where(place.xattr_size > 0, icount, 0)
+    records["mode"] = inodes.mode
+    records["size"] = inodes.size
+    records["size"][is_dir] = directories.size
+    records["u"] = address
+    records["ino"] = np.arange(1, len(inodes) + 1)
+    records["uid"] = inodes.uid
+    records["gid"] = inodes.gid
+    records["mtime"] = inodes.mtime
+    records["nsec"] = inodes.nsec
+    records["nlink"] = tree.links
+    rows = records.view(np.uint8).reshape(len(records), INODE.itemsize)
+    # Offsets are multiples of 32: two half-inodes each, so that whole rows are copied rather than bytes.
+    halves = image.reshape(-1, SLOT)
+    halves[place.offset // SLOT] = rows[:, :SLOT]
+    halves[place.offset // SLOT + 1] = rows[:, SLOT:]
+
+
+def _write_tails(
+    image: Buffer,
+    tree: ImageTree,
+    place: _Placement,
+    areas: list[bytes],
+    chunked: list[_SparseFile],
+    bases: Ints,
+) -> None:
+    """What follows inode cores: inline targets, xattrs, chunk indexes."""
+    symlinks = np.flatnonzero((tree.inodes.mode & 0o170000) == stat.S_IFLNK)
+    inline = place.layout[symlinks] == erofs.LAYOUT_INLINE
+    sizes = tree.inodes.size[symlinks].astype(np.int64)
+    joined = np.frombuffer(b"".join(tree.targets), np.uint8)
+    starts = np.cumsum(sizes) - sizes
+    into = ranges(place.offset[symlinks[inline]] + INODE.itemsize, sizes[inline])
+    image[into] = joined[ranges(starts[inline], sizes[inline])]
+    for inode in np.flatnonzero(tree.inodes.xattrs > 0).tolist():
+        area = areas[int(tree.inodes.xattrs[inode]) - 1]
+        at = int(place.offset[inode]) + INODE.itemsize
+        image[at : at + len(area)] = np.frombuffer(area, np.uint8)
+    for file in chunked:
+        _write_chunk_indexes(image, place, file, int(bases[tree.device[file.inode]]))
+
+
+def _xattr_area(pairs: Xattrs) -> bytes:
+    """The inline xattr area (struct erofs_xattr_ibody_header and entries) of one set."""
+    area = bytearray(erofs.XATTR_HEADER_SIZE)
+    for name, value in pairs:
+        prefix, index = next((p, i) for p, i in erofs.XATTR_PREFIXES if name.startswith(p))
+        suffix = name[len(prefix) :]
+        area += struct.pack("<BBH", len(suffix), index, len(value)) + suffix + value
+        area += bytes(-len(area) % 4)
+    return bytes(area)
+
+
+def _long_symlinks(tree: ImageTree, place: _Placement) -> tuple[Ints, Ints]:
+    """Symlinks whose target does not lie behind the inode, and how many blocks each target takes."""
+    is_symlink = (tree.inodes.mode & 0o170000) == stat.S_IFLNK
+    inodes = np.flatnonzero(is_symlink & (place.layout == erofs.LAYOUT_PLAIN))
+    return inodes, _round_up(tree.inodes.size[inodes].astype(np.int64), BLOCK) // BLOCK
+
+
+def _write_long_targets(image: Buffer, tree: ImageTree, inodes: Ints, address: Ints) -> None:
+    position = np.cumsum((tree.inodes.mode & 0o170000) == stat.S_IFLNK) - 1
+    for inode in inodes.tolist():
+        target = tree.targets[int(position[inode])]
+        at = int(address[inode]) * BLOCK
+        image[at : at + len(target)] = np.frombuffer(target, np.uint8)
+
+
+def chunk_bits(size: int, segments: Sequence[tuple[int, int]]) -> int:
+    """log2 of the largest chunk in which a sparse file of `size` can be described.
+
+    `segments` are (file offset, length), starting at multiples of 512. Every chunk must be all data or all
+    hole, so each segment starts and ends where a chunk does; only the end of the file is free.
+    """
+    edges = 1 << _MAX_CHUNK_BITS
+    for offset, length in segments:
+        edges |= offset
+        if offset + length < size:
+            edges |= offset + length
+    return (edges & -edges).bit_length() - 1
+
+
+def _plan_sparse(tree: ImageTree, inode: int) -> _SparseFile:
+    """Chunk addresses of one sparse file, relative to its device; -1 is a hole."""
+    sparse = tree.sparse
+    low, high = np.searchsorted(sparse.inode, [inode, inode + 1])
+    size = int(tree.inodes.size[inode])
+    offsets = sparse.offset[low:high].astype(np.int64)
+    lengths = sparse.length[low:high].astype(np.int64)
+    bits = chunk_bits(size, list(zip(offsets.tolist(), lengths.tolist(), strict=True)))
+    count = -(-size // (1 << bits))
+    if bits < erofs.BLOCK_BITS or count > MAX_CHUNK_INDEXES:
+        raise LimitError(
+            f"a sparse file of {size} bytes needs {count} chunk indexes, the limit is {MAX_CHUNK_INDEXES}"
+        )
+    addresses = np.full(count, -1, np.int64)
+    chunks = -(-lengths // (1 << bits))
+    into = ranges(offsets >> bits, chunks)
+    nth = ranges(np.zeros(len(chunks), np.int64), chunks)
+    addresses[into] = np.repeat(sparse.data[low:high].astype(np.int64) // BLOCK, chunks) + (nth << bits) // BLOCK
+    return _SparseFile(inode, bits, addresses)
+
+
+def _write_chunk_indexes(image: Buffer, place: _Placement, file: _SparseFile, base: int) -> None:
+    indexes = np.zeros(len(file.addresses), np.dtype([("advise", "<u2"), ("device", "<u2"), ("block", "<u4")]))
+    indexes["block"] = np.where(file.addresses < 0, erofs.NULL_ADDRESS, file.addresses + base)
+    core = int(place.offset[file.inode])
+    at = core + INODE.itemsize + _align(int(place.xattr_size[file.inode]), 8)
+    image[at : at + indexes.nbytes] = np.frombuffer(indexes.tobytes(), np.uint8)
+    info = struct.pack("<I", erofs.CHUNK_INDEXES | (file.chunk_bits - erofs.BLOCK_BITS))
+    image[core + 16 : core + 20] = np.frombuffer(info, np.uint8)

@@ -1,0 +1,75 @@
+"""Chunks: the pieces of a device that are compressed, fetched and verified; and their digests.
+
+A *chunk* is a range of the device, stored in the blob as one frame. A *unit* is a fixed piece of a
+chunk (32 KiB of plain bytes; the last one of a chunk may be shorter): the smallest thing that can be
+proved and marked as present. The digest of a chunk is a small Merkle step over its units, so that a
+single unit can be proved with the digests of its sisters, without the bytes of its sisters:
+
+    length <= UNIT_SIZE   sha256(plain bytes)
+    length >  UNIT_SIZE   sha256("lazyfs chunk\\0" || u64le(length) || sha256(unit 0) || sha256(unit 1) || …)
+
+The prefix keeps the two kinds apart. Both depend on the plain bytes alone, whatever the codec.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+UNIT_SIZE = 32 * 1024
+MAX_CHUNK_SIZE = 16 << 20
+DIGEST_SIZE = 32
+_TREE_PREFIX = b"lazyfs chunk\0"
+
+
+def unit_digests(plain: bytes | bytearray | memoryview) -> list[bytes]:
+    """sha256 of each unit of one chunk."""
+    view = memoryview(plain)
+    return [hashlib.sha256(view[at : at + UNIT_SIZE]).digest() for at in range(0, len(view), UNIT_SIZE)]
+
+
+def combine(units: list[bytes], length: int) -> bytes:
+    """The digest of a chunk of `length` bytes from the digests of its units."""
+    if len(units) == 1:
+        return units[0]
+    return hashlib.sha256(b"".join((_TREE_PREFIX, struct.pack("<Q", length), *units))).digest()
+
+
+def chunk_digest(plain: bytes | bytearray | memoryview) -> bytes:
+    """The digest (32 bytes) of one chunk, which is not empty."""
+    return combine(unit_digests(plain), len(plain))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTable:
+    """The seek table of one layer: where each chunk lies on the device and in the blob.
+
+    Arrays of one length, in device order; the chunks cover the device without gap or overlap.
+    `start` has one element more: `start[i]` is the device offset of chunk i, `start[-1]` the device size.
+    """
+
+    start: npt.NDArray[np.int64]
+    blob_offset: npt.NDArray[np.int64]
+    blob_length: npt.NDArray[np.int64]
+    digests: bytes
+
+    def __len__(self) -> int:
+        return len(self.blob_offset)
+
+    @property
+    def device_size(self) -> int:
+        return int(self.start[-1])
+
+    def digest(self, index: int) -> bytes:
+        return self.digests[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+
+    def length(self, index: int) -> int:
+        return int(self.start[index + 1] - self.start[index])
+
+    def covering(self, offset: int, length: int) -> range:
+        """Indexes of the chunks that hold [offset, offset + length) of the device; length > 0."""
+        first = int(np.searchsorted(self.start, offset, side="right")) - 1
+        last = int(np.searchsorted(self.start, offset + length, side="left"))
+        return range(first, min(last, len(self)))

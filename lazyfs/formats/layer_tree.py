@@ -1,0 +1,310 @@
+"""From the members of one layer's tar to its tree, as an unpacker would leave it, in the TOC's columns.
+
+What counts is what a container engine makes of the archive (containerd's archive.Apply, and tar as root):
+the last member of a name wins; a directory member over a directory changes its attributes and keeps its
+entries; anything else over a directory takes its entries away; a parent without a member is implied; a
+path through a symlink of this layer goes where the symlink points, never out of the root.
+`.wh.NAME` hides NAME of lower layers, `.wh..wh..opq` hides all that lower layers have in its directory
+(OCI image-spec, layer.md, "Whiteouts").
+"""
+
+import stat
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lazyfs.errors import BadInputError, LimitError
+from lazyfs.formats.tarwalk import Kind, Member
+from lazyfs.formats.toc import (
+    FLAG_IMPLIED,
+    FLAG_OPAQUE,
+    INODE_COLUMNS,
+    MAX_INODES,
+    WHITEOUT,
+    Inodes,
+    Sparse,
+    Tree,
+    Xattrs,
+)
+from lazyfs.formats.toc_check import MAX_NAME, MAX_SYMLINK, is_image_xattr
+
+_WHITEOUT_PREFIX = b".wh."
+_WHITEOUT_META_PREFIX = b".wh..wh."
+_OPAQUE_MARKER = b".wh..wh..opq"
+_MAX_SYMLINK_HOPS = 40
+_MAX_DEPTH = 2048
+
+_TYPE_BITS = {
+    Kind.FILE: stat.S_IFREG,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHAR: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.FIFO: stat.S_IFIFO,
+}
+
+Segment = tuple[int, int, int]
+"""(file offset, device offset, length)"""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode on its way into the columns. `children` is there for directories only."""
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime: int = 0
+    nsec: int = 0
+    data: int = 0
+    rdev: int = 0
+    flags: int = 0
+    xattrs: Xattrs = ()
+    target: bytes = b""
+    sparse: tuple[Segment, ...] | None = None
+    children: "dict[bytes, Node] | None" = None
+    number: int = field(default=-1)
+
+
+_HIDDEN = Node(mode=0)
+"""What a whiteout puts in a directory."""
+
+
+class TreeBuilder:
+    """Takes the members of one layer in the order of its tar; `finish` gives the tree."""
+
+    def __init__(self, layer: str) -> None:
+        self._layer = layer
+        self._root = _implied_directory()
+        self._directories: dict[bytes, Node] = {b"": self._root}
+        self._count = 1
+
+    def add(self, member: Member, data: int, sparse: tuple[Segment, ...] | None) -> None:
+        """Apply one member, whose data lies at `data` on the device, or in the segments of `sparse`."""
+        self._count += 1
+        if self._count > MAX_INODES:
+            raise LimitError(f"{self._layer}: more than {MAX_INODES} members")
+        parent_path, name = self._split(member)
+        if not name:
+            self._update_directory(self._root, member)
+            return
+        parent = self._directory(parent_path, member)
+        assert parent.children is not None
+        if name.startswith(_WHITEOUT_PREFIX):
+            self._whiteout(parent, name)
+        elif member.kind is Kind.DIRECTORY:
+            self._add_directory(parent, name, member)
+        elif member.kind is Kind.HARDLINK:
+            self._add_link(parent, name, member)
+        else:
+            self._replace(parent, name, self._leaf(member, data, sparse))
+
+    def finish(self) -> Tree:
+        return _columns(self._root)
+
+    def _error(self, member: Member, what: str) -> BadInputError:
+        return BadInputError(
+            f"{self._layer}: member {member.name[:200]!r} at byte {member.header_offset}: {what}",
+            hint="the layer cannot be unpacked by an ordinary runtime either; build it again",
+        )
+
+    def _split(self, member: Member) -> tuple[bytes, bytes]:
+        """Path of the parent (no leading, trailing, double slashes or dots) and name; both empty for the root."""
+        path = member.name
+        if b"\0" in path:
+            raise self._error(member, "a NUL in the name")
+        parts = _parts(path)
+        if b".." in parts:
+            raise self._error(member, "'..' in the name")
+        if len(parts) > _MAX_DEPTH or any(len(part) > MAX_NAME for part in parts):
+            raise self._error(member, f"a name of more than {MAX_NAME} bytes, or more than {_MAX_DEPTH} levels")
+        return b"/".join(parts[:-1]), (parts[-1] if parts else b"")
+
+    def _directory(self, path: bytes, member: Member) -> Node:
+        """The directory at `path`, made as implied where it is missing."""
+        known = self._directories.get(path)
+        if known is not None:
+            return known
+        node = self._walk(path.split(b"/"), member, create=True)
+        if node is None or node.children is None:
+            raise self._error(member, f"its parent {path[:200]!r} is not a directory")
+        self._directories[path] = node
+        return node
+
+    def _walk(self, parts: list[bytes], member: Member, *, create: bool) -> Node | None:
+        """Follow `parts` from the root, through symlinks, which cannot lead above it."""
+        stack = [self._root]
+        todo = parts[::-1]
+        hops = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                if len(stack) > 1:
+                    stack.pop()
+                continue
+            children = stack[-1].children
+            if children is None:
+                return None
+            node = children.get(part)
+            if node is None or node is _HIDDEN:
+                if not create:
+                    return None
+                node = children[part] = _implied_directory() if node is None else _recreated_directory()
+            if stat.S_ISLNK(node.mode):
+                hops += 1
+                if hops > _MAX_SYMLINK_HOPS:
+                    raise self._error(member, "too many symlinks in its path")
+                if node.target.startswith(b"/"):
+                    stack = [self._root]
+                todo.extend(node.target.split(b"/")[::-1])
+                continue
+            stack.append(node)
+        return stack[-1]
+
+    def _update_directory(self, node: Node, member: Member) -> None:
+        if member.kind is not Kind.DIRECTORY:
+            raise self._error(member, "the root is not a directory")
+        node.mode = stat.S_IFDIR | member.mode
+        node.uid, node.gid = member.uid, member.gid
+        node.mtime, node.nsec = member.mtime, member.mtime_nsec
+        node.xattrs = _kept_xattrs(member.xattrs)
+        node.flags &= ~FLAG_IMPLIED
+
+    def _add_directory(self, parent: Node, name: bytes, member: Member) -> None:
+        assert parent.children is not None
+        old = parent.children.get(name)
+        if old is None or old.children is None:
+            node = _recreated_directory() if old is _HIDDEN else _implied_directory()
+            self._replace(parent, name, node)
+            old = node
+        self._update_directory(old, member)
+
+    def _replace(self, parent: Node, name: bytes, node: Node) -> None:
+        assert parent.children is not None
+        old = parent.children.get(name)
+        parent.children[name] = node
+        if old is not None and (old.children is not None or stat.S_ISLNK(old.mode)):
+            # Paths that went through the old directory or symlink lead elsewhere now.
+            self._directories = {b"": self._root}
+
+    def _whiteout(self, parent: Node, name: bytes) -> None:
+        assert parent.children is not None
+        if name == _OPAQUE_MARKER:
+            parent.flags |= FLAG_OPAQUE
+        elif not name.startswith(_WHITEOUT_META_PREFIX):  # AUFS's own book-keeping
+            hidden = name[len(_WHITEOUT_PREFIX) :]
+            if hidden in (b"", b".", b".."):
+                return
+            old = parent.children.get(hidden)
+            if old is None:
+                parent.children[hidden] = _HIDDEN
+            elif old.children is not None:
+                # A whiteout speaks of lower layers only: what this layer puts there stays.
+                old.flags |= FLAG_OPAQUE
+
+    def _add_link(self, parent: Node, name: bytes, member: Member) -> None:
+        assert parent.children is not None
+        parts = _parts(member.target)
+        if not parts or b".." in parts:
+            raise self._error(member, f"a hard link to {member.target[:200]!r}")
+        directory = self._walk(parts[:-1], member, create=False)
+        target = directory.children.get(parts[-1]) if directory and directory.children is not None else None
+        if target is None or target is _HIDDEN:
+            path = b"/".join(parts)
+            if len(path) > MAX_SYMLINK:
+                raise self._error(member, "the target of a hard link is too long")
+            self._replace(parent, name, Node(mode=0, target=path))
+            return
+        if target.children is not None:
+            raise self._error(member, f"a hard link to the directory {member.target[:200]!r}")
+        if parent.children.get(name) is not target:
+            self._replace(parent, name, target)
+
+    def _leaf(self, member: Member, data: int, sparse: tuple[Segment, ...] | None) -> Node:
+        size = 0
+        if member.kind is Kind.FILE:
+            size = member.size
+        elif member.kind is Kind.SYMLINK:
+            size = len(member.target)
+            if not 0 < size <= MAX_SYMLINK or b"\0" in member.target:
+                raise self._error(member, f"a symlink target that is empty or longer than {MAX_SYMLINK} bytes")
+        is_device = member.kind in (Kind.CHAR, Kind.BLOCK)
+        major, minor = member.rdev
+        if is_device and not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
+            raise self._error(member, f"device number {major}:{minor} is out of range")
+        return Node(
+            mode=_TYPE_BITS[member.kind] | member.mode,
+            uid=member.uid,
+            gid=member.gid,
+            size=size,
+            mtime=member.mtime,
+            nsec=member.mtime_nsec,
+            data=data if member.kind is Kind.FILE and size and sparse is None else 0,
+            rdev=major << 20 | minor if is_device else 0,
+            xattrs=_kept_xattrs(member.xattrs),
+            target=member.target if member.kind is Kind.SYMLINK else b"",
+            sparse=sparse,
+        )
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _implied_directory() -> Node:
+    return Node(mode=stat.S_IFDIR | 0o755, flags=FLAG_IMPLIED, children={})
+
+
+def _recreated_directory() -> Node:
+    """A directory where this layer hid the name before: it inherits neither entries nor attributes."""
+    return Node(mode=stat.S_IFDIR | 0o755, flags=FLAG_OPAQUE, children={})
+
+
+def _kept_xattrs(xattrs: Xattrs) -> Xattrs:
+    return tuple(pair for pair in xattrs if is_image_xattr(pair[0])) if xattrs else ()
+
+
+def _columns(root: Node) -> Tree:
+    """Number the inodes in canonical order and turn nodes into columns."""
+    order = [root]
+    root.number = 0
+    counts: list[int] = []
+    names: list[bytes] = []
+    entries: list[int] = []
+    for node in order:  # grows while it is read: breadth first
+        if node.children is None:
+            continue
+        counts.append(len(node.children))
+        for name, child in sorted(node.children.items()):
+            names.append(name)
+            if child is _HIDDEN:
+                entries.append(WHITEOUT)
+                continue
+            if child.number < 0:
+                child.number = len(order)
+                order.append(child)
+            entries.append(child.number)
+    sets: dict[Xattrs, int] = {(): 0}
+    columns = {
+        name: np.array([getattr(node, name) for node in order], dtype)
+        for name, dtype in INODE_COLUMNS.items()
+        if name != "xattrs"
+    }
+    columns["xattrs"] = np.array([sets.setdefault(node.xattrs, len(sets)) for node in order], "u4")
+    sparse = [node for node in order if node.sparse is not None]
+    segments = np.array(
+        [(node.number, *segment) for node in sparse for segment in node.sparse or ()], np.uint64
+    ).reshape(-1, 4)
+    return Tree(
+        inodes=Inodes(**columns),
+        counts=np.array(counts, "u4"),
+        names=names,
+        entries=np.array(entries, "u4"),
+        targets=[node.target for node in order if node.target],
+        xattr_sets=list(sets)[1:],
+        sparse_inodes=np.array([node.number for node in sparse], "u4"),
+        sparse=Sparse(segments[:, 0].astype("u4"), segments[:, 1], segments[:, 2], segments[:, 3]),
+    )

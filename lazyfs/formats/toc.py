@@ -1,0 +1,290 @@
+"""The TOC of a layer: its seek table and its tree, as columns. `docs/format.md` has every field.
+
+A TOC is a zstd frame around one msgpack map. It is named by the sha256 of its compressed bytes, which
+the layer's annotation carries, and is read from a stranger: `decode` bounds every size before memory is
+spent on it and hands the values to `toc_check`, so that a `Toc` that exists is a Toc that holds together.
+
+Order is canonical, so that equal trees give equal TOCs and a reader need not sort:
+    inodes    inode 0 is the root; the others are numbered as the entries first name them
+    entries   directories in inode order; the names of one directory in byte order, strictly rising
+
+Version history
+    1   first version
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from lazyfs.errors import BadInputError, LimitError, UnsupportedError
+from lazyfs.formats.chunks import DIGEST_SIZE, ChunkTable
+from lazyfs.formats.columns import from_planes, take, to_planes
+
+VERSION = 1
+CODEC_ZSTD = "zstd"
+MAX_TOC_SIZE = 64 << 20
+MAX_PLAIN_SIZE = 256 << 20
+MAX_INODES = 4_000_000
+MAX_XATTR_SETS = 1 << 20
+TOC_LEVEL = 9
+
+WHITEOUT = 0xFFFFFFFF
+"""Target of an entry that hides the name in the layers below."""
+FLAG_IMPLIED = 1
+"""A directory without a member of its own: what lower layers say of it holds."""
+FLAG_OPAQUE = 2
+"""A directory that hides what lower layers have in it."""
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+
+INODE_COLUMNS = {
+    "mode": "u2",
+    "uid": "u4",
+    "gid": "u4",
+    "size": "u8",
+    "mtime": "i8",
+    "nsec": "u4",
+    "data": "u8",
+    "rdev": "u4",
+    "flags": "u1",
+    "xattrs": "u4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inodes:
+    """One value per inode in each column.
+
+    `mode` has the type bits of stat(2); type 0 is a hard link to a path of a lower layer, whose path is in
+    `Tree.targets`. `data` is the device offset of a regular file's bytes, `rdev` is (major << 20 | minor), `xattrs`
+    is 0 or 1 + an index into `Tree.xattr_sets`.
+    """
+
+    mode: npt.NDArray[np.uint16]
+    uid: npt.NDArray[np.uint32]
+    gid: npt.NDArray[np.uint32]
+    size: npt.NDArray[np.uint64]
+    mtime: npt.NDArray[np.int64]
+    nsec: npt.NDArray[np.uint32]
+    data: npt.NDArray[np.uint64]
+    rdev: npt.NDArray[np.uint32]
+    flags: npt.NDArray[np.uint8]
+    xattrs: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Data segments of sparse files, ordered by (inode, file offset); everything else of them is a hole.
+
+    All values are multiples of 512, but for the length of a file's last segment.
+    """
+
+    inode: npt.NDArray[np.uint32]
+    offset: npt.NDArray[np.uint64]
+    data: npt.NDArray[np.uint64]
+    length: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The tree that one layer holds.
+
+    `counts` has the number of entries of each directory, `names` and `entries` (the inode each name stands
+    for, or WHITEOUT) run through all directories. `targets` has the target of each symlink and of each hard link to
+    a lower layer, `sparse_inodes` the inodes whose data is in `sparse`, each in inode order.
+    """
+
+    inodes: Inodes
+    counts: npt.NDArray[np.uint32]
+    names: list[bytes]
+    entries: npt.NDArray[np.uint32]
+    targets: list[bytes]
+    xattr_sets: list[Xattrs]
+    sparse_inodes: npt.NDArray[np.uint32]
+    sparse: Sparse
+
+
+@dataclass(frozen=True, slots=True)
+class Toc:
+    """What a node must know of a layer: `stream_size` bytes of tar stream (its sha256 is `diff_id`), then
+    the appendix, cut into `chunks`; and the `tree` whose files point into them."""
+
+    diff_id: bytes
+    stream_size: int
+    codec: str
+    chunks: ChunkTable
+    tree: Tree
+
+
+def encode(toc: Toc) -> bytes:
+    """The TOC as it lies in the blob: one zstd frame."""
+    document = {
+        "version": VERSION,
+        "diff_id": toc.diff_id,
+        "stream_size": toc.stream_size,
+        "codec": toc.codec,
+        "chunks": _encode_chunks(toc.chunks),
+        "tree": _encode_tree(toc.tree),
+    }
+    return zstandard.ZstdCompressor(level=TOC_LEVEL).compress(msgpack.packb(document, use_bin_type=True))
+
+
+def _encode_chunks(chunks: ChunkTable) -> dict[str, Any]:
+    return {
+        "count": len(chunks),
+        "length": to_planes(np.diff(chunks.start), "u4"),
+        "blob_offset": to_planes(chunks.blob_offset, "u8"),
+        "blob_length": to_planes(chunks.blob_length, "u4"),
+        "digests": chunks.digests,
+    }
+
+
+def _encode_tree(tree: Tree) -> dict[str, Any]:
+    sparse = tree.sparse
+    return {
+        "inodes": {
+            "count": len(tree.inodes),
+            **{name: to_planes(getattr(tree.inodes, name), dtype) for name, dtype in INODE_COLUMNS.items()},
+        },
+        "entries": {
+            "directories": len(tree.counts),
+            "count": len(tree.entries),
+            "counts": to_planes(tree.counts, "u4"),
+            "names": b"".join(name + b"\0" for name in tree.names),
+            "inodes": to_planes(tree.entries, "u4"),
+        },
+        "targets": b"".join(target + b"\0" for target in tree.targets),
+        "xattrs": [[list(pair) for pair in pairs] for pairs in tree.xattr_sets],
+        "sparse": {
+            "files": len(tree.sparse_inodes),
+            "count": len(sparse.inode),
+            "inodes": to_planes(tree.sparse_inodes, "u4"),
+            "inode": to_planes(sparse.inode, "u4"),
+            "offset": to_planes(sparse.offset, "u8"),
+            "data": to_planes(sparse.data, "u8"),
+            "length": to_planes(sparse.length, "u8"),
+        },
+    }
+
+
+def decode(data: bytes) -> Toc:
+    """Read a TOC that a stranger wrote.
+
+    Raises BadInputError, LimitError or UnsupportedError; what is returned has passed `toc_check.check`.
+    """
+    # Imported here: the checks are written in terms of the classes above.
+    from lazyfs.formats import toc_check
+
+    document = _unpack(data)
+    version = take(document, "version", int, "toc")
+    if version != VERSION:
+        raise UnsupportedError(
+            f"TOC: version {version}, this lazyfs reads version {VERSION}",
+            hint="convert the image again, or use the lazyfs that made it",
+        )
+    toc = Toc(
+        diff_id=take(document, "diff_id", bytes, "toc"),
+        stream_size=take(document, "stream_size", int, "toc"),
+        codec=take(document, "codec", str, "toc"),
+        chunks=_decode_chunks(take(document, "chunks", dict, "toc")),
+        tree=_decode_tree(take(document, "tree", dict, "toc")),
+    )
+    toc_check.check(toc)
+    return toc
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_TOC_SIZE:
+        raise LimitError(f"TOC: {len(data)} bytes, the limit is {MAX_TOC_SIZE}")
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= MAX_PLAIN_SIZE:
+            raise LimitError(f"TOC: {size} bytes when unpacked, the limit is {MAX_PLAIN_SIZE}")
+        plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+        document = msgpack.unpackb(
+            plain, raw=False, strict_map_key=True, max_array_len=MAX_XATTR_SETS, max_map_len=64
+        )
+    except (zstandard.ZstdError, ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise BadInputError(f"TOC: cannot be read ({error or type(error).__name__})") from error
+    if not isinstance(document, dict):
+        raise BadInputError("TOC: not a map")
+    return document
+
+
+def _decode_chunks(table: dict[str, Any]) -> ChunkTable:
+    count = _count(table, "count", "chunks")
+    length = _column(table, "length", "u4", count, "chunks").astype(np.int64)
+    digests = take(table, "digests", bytes, "chunks")
+    if len(digests) != count * DIGEST_SIZE:
+        raise BadInputError(f"TOC: chunks.digests has {len(digests)} bytes for {count} chunks")
+    blob_offset = _column(table, "blob_offset", "u8", count, "chunks")
+    if count and int(blob_offset.max()) >= 1 << 62:
+        raise BadInputError("TOC: chunks.blob_offset beyond any blob")
+    return ChunkTable(
+        start=np.concatenate(([0], np.cumsum(length))).astype(np.int64),
+        blob_offset=blob_offset.astype(np.int64),
+        blob_length=_column(table, "blob_length", "u4", count, "chunks").astype(np.int64),
+        digests=digests,
+    )
+
+
+def _decode_tree(table: dict[str, Any]) -> Tree:
+    inodes = take(table, "inodes", dict, "tree")
+    entries = take(table, "entries", dict, "tree")
+    sparse = take(table, "sparse", dict, "tree")
+    inode_count = _count(inodes, "count", "inodes")
+    entry_count = _count(entries, "count", "entries")
+    directories = _count(entries, "directories", "entries")
+    segments = _count(sparse, "count", "sparse")
+    files = _count(sparse, "files", "sparse")
+    return Tree(
+        inodes=Inodes(**{n: _column(inodes, n, dtype, inode_count, "inodes") for n, dtype in INODE_COLUMNS.items()}),
+        counts=_column(entries, "counts", "u4", directories, "entries"),
+        names=_strings(entries, "names", "entries"),
+        entries=_column(entries, "inodes", "u4", entry_count, "entries"),
+        targets=_strings(table, "targets", "tree"),
+        xattr_sets=[_xattr_set(pairs) for pairs in take(table, "xattrs", list, "tree")],
+        sparse_inodes=_column(sparse, "inodes", "u4", files, "sparse"),
+        sparse=Sparse(
+            inode=_column(sparse, "inode", "u4", segments, "sparse"),
+            offset=_column(sparse, "offset", "u8", segments, "sparse"),
+            data=_column(sparse, "data", "u8", segments, "sparse"),
+            length=_column(sparse, "length", "u8", segments, "sparse"),
+        ),
+    )
+
+
+def _count(table: dict[str, Any], name: str, where: str) -> int:
+    value: int = take(table, name, int, where)
+    if not 0 <= value <= MAX_INODES:
+        raise LimitError(f"TOC: {where}.{name} is {value}, the limit is {MAX_INODES}")
+    return value
+
+
+def _column(table: dict[str, Any], name: str, dtype: str, count: int, where: str) -> npt.NDArray[Any]:
+    return from_planes(take(table, name, bytes, where), dtype, count, f"{where}.{name}")
+
+
+def _strings(table: dict[str, Any], name: str, where: str) -> list[bytes]:
+    data: bytes = take(table, name, bytes, where)
+    if not data:
+        return []
+    if not data.endswith(b"\0"):
+        raise BadInputError(f"TOC: {where}.{name} does not end in NUL")
+    return data[:-1].split(b"\0")
+
+
+def _xattr_set(pairs: object) -> Xattrs:
+    if not isinstance(pairs, list) or not pairs:
+        raise BadInputError("TOC: an xattr set is not a list of pairs")
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, bytes) for part in pair)):
+            raise BadInputError("TOC: an xattr is not a pair of byte strings")
+    return tuple((name, value) for name, value in pairs)
