@@ -46,6 +46,9 @@ _TYPE_BITS = {
 Segment = tuple[int, int, int]
 """(file offset, device offset, length)"""
 
+APPENDIX = 1 << 61
+"""Device offsets from here on count from where the appendix begins, which is known when the stream has ended."""
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -100,8 +103,9 @@ class TreeBuilder:
         else:
             self._replace(parent, name, self._leaf(member, data, sparse))
 
-    def finish(self) -> Tree:
-        return _columns(self._root)
+    def finish(self, appendix_start: int) -> Tree:
+        """The tree, with the appendix beginning at this device offset."""
+        return _columns(self._root, appendix_start)
 
     def _error(self, member: Member, what: str) -> BadInputError:
         return BadInputError(
@@ -267,7 +271,7 @@ def _kept_xattrs(xattrs: Xattrs) -> Xattrs:
     return tuple(pair for pair in xattrs if is_image_xattr(pair[0])) if xattrs else ()
 
 
-def _columns(root: Node) -> Tree:
+def _columns(root: Node, appendix_start: int) -> Tree:
     """Number the inodes in canonical order and turn nodes into columns."""
     order = [root]
     root.number = 0
@@ -298,6 +302,8 @@ def _columns(root: Node) -> Tree:
     segments = np.array(
         [(node.number, *segment) for node in sparse for segment in node.sparse or ()], np.uint64
     ).reshape(-1, 4)
+    appended = segments[:, 2] >= APPENDIX
+    segments[appended, 2] -= np.uint64(APPENDIX - appendix_start)
     return Tree(
         inodes=Inodes(**columns),
         counts=np.array(counts, "u4"),

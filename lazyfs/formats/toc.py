@@ -136,6 +136,12 @@ def encode(toc: Toc) -> bytes:
     return zstandard.ZstdCompressor(level=TOC_LEVEL).compress(msgpack.packb(document, use_bin_type=True))
 
 
+def tree_bytes(tree: Tree) -> bytes:
+    """The tree as it stands in a TOC, unpacked: equal trees have equal bytes."""
+    packed: bytes = msgpack.packb(_encode_tree(tree), use_bin_type=True)
+    return packed
+
+
 def _encode_chunks(chunks: ChunkTable) -> dict[str, Any]:
     return {
         "count": len(chunks),

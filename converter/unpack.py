@@ -1,0 +1,121 @@
+"""From a layer's blob to its tar stream: any compression, both digests checked on the way."""
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator
+
+import zstandard
+from isal import isal_zlib
+
+from lazyfs.errors import BadInputError, IntegrityError
+from lazyfs.formats.oci import Descriptor
+
+PIECE = 1 << 20
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+def checked_blob(pieces: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
+    """The pieces, with IntegrityError at the end, or as soon as there are too many, unless they are the blob."""
+    digest = hashlib.sha256()
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > descriptor.size:
+            break
+        digest.update(piece)
+        yield piece
+    if size != descriptor.size or f"sha256:{digest.hexdigest()}" != descriptor.digest:
+        raise IntegrityError(
+            f"layer {descriptor.digest}: the store gave other bytes than its digest and size promise",
+            hint="the source is damaged: copy or build the image again",
+        )
+
+
+def plain_pieces(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
+    """The tar stream in pieces of at most 1 MiB.
+
+    The compression is known by its magic bytes: media types in the wild are often wrong. Raises BadInputError
+    where the compressed stream is damaged or cut short.
+    """
+    iterator = iter(pieces)
+    head = b""
+    for piece in iterator:
+        head += piece
+        if len(head) >= 4:
+            break
+    rest = _chain(head, iterator)
+    try:
+        if head.startswith(_GZIP_MAGIC):
+            yield from _gunzip(rest, layer)
+        elif head.startswith(_ZSTD_MAGIC) or head[1:4] == _SKIPPABLE:
+            yield from _unzstd(rest, layer)
+        else:
+            yield from _split(rest)
+    except (isal_zlib.error, zstandard.ZstdError) as error:
+        raise BadInputError(
+            f"layer {layer}: its compressed stream is damaged ({error})", hint="copy or build the image again"
+        ) from error
+
+
+def _chain(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield head
+    yield from rest
+
+
+def _split(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        for at in range(0, len(piece), PIECE):
+            yield piece[at : at + PIECE]
+
+
+def _gunzip(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
+    """All members of a gzip file (RFC 1952, section 2.2); zero bytes after the last are padding, as for gzip(1)."""
+    inflate = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
+    for piece in pieces:
+        data = piece
+        while data:
+            if inflate.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                inflate = isal_zlib.decompressobj(wbits=_GZIP_WINDOW)
+            plain = inflate.decompress(data, PIECE)
+            if plain:
+                yield plain
+            data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            if not plain and not inflate.eof and not data:
+                break
+        while not inflate.eof and (plain := inflate.decompress(b"", PIECE)):
+            yield plain
+    if not inflate.eof:
+        raise _cut_short(layer)
+
+
+def _unzstd(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
+    """All frames of a zstd file, skippable ones stepped over (RFC 8878)."""
+    reader = zstandard.ZstdDecompressor().stream_reader(PieceReader(pieces), read_across_frames=True, read_size=PIECE)
+    while plain := reader.read(PIECE):
+        yield plain
+
+
+class PieceReader:
+    """Pieces as a file object that is only read."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._rest or next(self._pieces, b"")
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _cut_short(layer: str) -> BadInputError:
+    return BadInputError(
+        f"layer {layer}: its compressed stream ends too early", hint="copy or build the image again"
+    )

@@ -1,0 +1,225 @@
+"""What the daemon knows: images that were asked for, their layers' devices, their bootstraps."""
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lazyfs.config import NodePaths
+from lazyfs.errors import NodeError
+from lazyfs.formats import bootstrap, toc
+from lazyfs.formats.image_tree import merge
+from lazyfs.formats.oci import Descriptor, TocLocation
+from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
+from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.device import LayerDevice
+from lazyfs.node.fetch import BlobSource, Fetcher
+from lazyfs.node.layers import decode_toc, fetch_toc
+from lazyfs.node.timeline import Timeline
+from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse_reference
+
+log = logging.getLogger(__name__)
+
+FETCH_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer whose device is shown: `inode` is its file's number and, as text, its name."""
+
+    inode: int
+    toc: toc.Toc
+    cache: LayerCache
+    device: LayerDevice
+    blob: str
+    toc_digest: str
+
+
+class Node:
+    """Opens images and answers for them. Thread safe."""
+
+    def __init__(self, paths: NodePaths, table: DeviceTable) -> None:
+        self._paths = paths
+        self._table = table
+        self._lock = threading.Lock()
+        self._boot = boot_id()
+        self._stores: dict[tuple[str, str], Store] = {}
+        self._layers: dict[str, Layer] = {}
+        self._opening: dict[str, threading.Lock] = {}
+        self._images: dict[str, dict[str, Any]] = {}
+        self._fetching: Executor = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._next_inode = ROOT_INODE + 1
+        self._started = time.time()
+        self.timeline = Timeline()
+        self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
+        for directory in (paths.tocs, paths.cache, self._bootstraps):
+            directory.mkdir(parents=True, exist_ok=True)
+        _remove_others(paths.bootstraps, self._bootstraps.name)
+
+    def open_image(self, reference_text: str) -> dict[str, Any]:
+        """Make an image ready to be mounted: its devices shown, its bootstrap written.
+
+        Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest layer first),
+        `config` (the image config as text), `digest`, `reference`.
+        """
+        reference = parse_reference(reference_text).absolute()
+        store = self._store(reference)
+        image = load_image(store, reference)
+        self.timeline.small_read(len(image.manifest_bytes))
+        self.timeline.small_read(len(image.config_bytes))
+        layers = [self._open_layer(store, layer, diff_id) for layer, diff_id in image.layers]
+        key = _image_key(layers)
+        path = self._bootstraps / key
+        with self._opening_lock(key):
+            if not path.exists():
+                tree = merge([layer.toc.tree for layer in layers])
+                _write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
+        answer = self._describe(reference, image, layers, key, path)
+        with self._lock:
+            self._images[str(reference)] = answer
+        return answer
+
+    def flush(self) -> None:
+        """Make durable what was cached since the last time."""
+        with self._lock:
+            layers = list(self._layers.values())
+        for layer in layers:
+            try:
+                layer.cache.flush()
+            except OSError as error:
+                self.timeline.cache_failed(f"sync: {error.strerror}")
+
+    def close(self) -> None:
+        self._fetching.shutdown(wait=True, cancel_futures=True)
+        for layer in self._layers.values():
+            with suppress(OSError):
+                layer.cache.close()
+        for store in self._stores.values():
+            store.close()
+
+    def status(self) -> dict[str, Any]:
+        with self._lock:
+            layers = sorted(self._layers.values(), key=lambda layer: layer.inode)
+            images = [
+                {name: answer[name] for name in ("reference", "digest", "key", "layers")}
+                for answer in self._images.values()
+            ]
+        return {
+            "pid": os.getpid(),
+            "root": str(self._paths.root),
+            "seconds_up": round(time.time() - self._started, 1),
+            "images": images,
+            "layers": [
+                {
+                    "device": layer.inode,
+                    "blob": layer.blob,
+                    "toc": layer.toc_digest,
+                    "bytes": layer.device.size,
+                    "present_bytes": layer.cache.present_bytes(),
+                }
+                for layer in layers
+            ],
+            **self.timeline.counters(),
+        }
+
+    def _store(self, reference: Reference) -> Store:
+        name = reference.transport, reference.location
+        with self._lock:
+            if name not in self._stores:
+                self._stores[name] = open_store(reference)
+            return self._stores[name]
+
+    def _open_layer(self, store: Store, layer: Descriptor, diff_id: str) -> Layer:
+        location = layer.toc_location()
+        if location is None:
+            fetch_toc(store, layer)  # says what is missing
+            raise AssertionError
+        with self._opening_lock(location.sha256):
+            known = self._layers.get(location.sha256)
+            if known is not None:
+                return known
+            opened = self._new_layer(store, layer, diff_id, location)
+            with self._lock:
+                self._layers[location.sha256] = opened
+            return opened
+
+    def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
+        decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
+        cache = LayerCache(self._paths.cache / location.sha256, decoded.chunks, self._boot)
+        fetcher = Fetcher(
+            layer.digest, BlobSource(store, layer.digest), cache, self._fetching, self.timeline
+        )
+        device = LayerDevice(cache, fetcher)
+        with self._lock:
+            inode = self._next_inode
+            self._next_inode += 1
+        self._table.add(inode, str(inode), device)
+        return Layer(inode, decoded, cache, device, layer.digest, location.sha256)
+
+    def _toc_bytes(self, store: Store, layer: Descriptor, location: TocLocation) -> bytes:
+        """The TOC from this machine if it is here and undamaged, else from the store."""
+        path = self._paths.tocs / location.sha256
+        with suppress(OSError):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == location.sha256:
+                return data
+        data = fetch_toc(store, layer)
+        self.timeline.small_read(len(data))
+        try:
+            _write_new(path, data)
+        except NodeError as error:
+            log.warning("%s", error)
+        return data
+
+    def _opening_lock(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._opening.setdefault(name, threading.Lock())
+
+    def _describe(
+        self, reference: Reference, image: Image, layers: list[Layer], key: str, path: Path
+    ) -> dict[str, Any]:
+        return {
+            "reference": str(reference),
+            "digest": image.descriptor.digest,
+            "key": key,
+            "bootstrap": str(path),
+            "devices": [str(self._paths.fuse / str(layer.inode)) for layer in layers],
+            "layers": [layer.inode for layer in layers],
+            "blob_bytes": sum(layer.size for layer, _ in image.layers),
+            "config": image.config_bytes.decode(),
+        }
+
+
+def _image_key(layers: list[Layer]) -> str:
+    """Names the merged tree: equal TOCs in equal order, laid out by the same code, give the same bootstrap."""
+    text = f"{bootstrap.VERSION} " + " ".join(layer.toc_digest for layer in layers)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. What it holds is checked or rebuilt after a reboot, so nothing is synced."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise NodeError(f"{path}: {error.strerror}", hint="free some space, or choose another --root") from error
+
+
+def _remove_others(directory: Path, kept: str) -> None:
+    """Bootstraps of earlier boots were never synced and may be torn: they are built anew."""
+    for other in directory.iterdir():
+        if other.name != kept and other.is_dir():
+            for file in other.iterdir():
+                file.unlink(missing_ok=True)
+            other.rmdir()
+
+

@@ -1,0 +1,75 @@
+"""What was fetched when, and what went wrong: counters and a bounded record, for status and pictures."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+MAX_EVENTS = 20_000
+MAX_FAILURES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """One ranged read: [start, end) of a layer's device for `stored` bytes of blob; times are `time.monotonic`."""
+
+    layer: str
+    start: int
+    end: int
+    stored: int
+    began: float
+    ended: float
+
+
+class Timeline:
+    """Thread safe; the oldest events are forgotten first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: deque[Fetched] = deque(maxlen=MAX_EVENTS)
+        self._failures: deque[str] = deque(maxlen=MAX_FAILURES)
+        self._requests = 0
+        self._stored_bytes = 0
+        self._failed = 0
+        self._cache_failures = 0
+
+    def fetched(self, layer: str, start: int, end: int, stored: int, began: float) -> None:
+        event = Fetched(layer, start, end, stored, began, time.monotonic())
+        with self._lock:
+            self._events.append(event)
+            self._requests += 1
+            self._stored_bytes += stored
+
+    def small_read(self, stored: int) -> None:
+        """A read of a document (manifest, config, TOC) from the store."""
+        with self._lock:
+            self._requests += 1
+            self._stored_bytes += stored
+
+    def failed(self, layer: str, reason: str) -> None:
+        with self._lock:
+            self._failed += 1
+            self._failures.append(f"{layer}: {reason}")
+
+    def cache_failed(self, reason: str) -> None:
+        with self._lock:
+            self._cache_failures += 1
+            if reason not in self._failures:
+                self._failures.append(f"cache: {reason}")
+
+    def counters(self) -> dict[str, Any]:
+        """Totals since the daemon started, JSON-able."""
+        with self._lock:
+            return {
+                "requests": self._requests,
+                "store_bytes": self._stored_bytes,
+                "failed_fetches": self._failed,
+                "cache_write_failures": self._cache_failures,
+                "recent_failures": list(self._failures),
+            }
+
+    def since(self, moment: float) -> list[Fetched]:
+        """Events that ended after `moment` (`time.monotonic`)."""
+        with self._lock:
+            return [event for event in self._events if event.ended >= moment]
