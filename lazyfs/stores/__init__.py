@@ -1,0 +1,25 @@
+"""Stores of images: where they are read from and written to. The interface is `Store` in `base`."""
+
+from lazyfs.stores.base import BlobWriter, Store, check_complete, read_verified, write_blob
+from lazyfs.stores.image import Image, host_platform, load_image, parse_platform
+from lazyfs.stores.layout import LayoutStore
+from lazyfs.stores.reference import DEFAULT_TAG, Reference, check_tag, parse_reference
+from lazyfs.stores.transports import open_store
+
+__all__ = [
+    "DEFAULT_TAG",
+    "BlobWriter",
+    "Image",
+    "LayoutStore",
+    "Reference",
+    "Store",
+    "check_complete",
+    "check_tag",
+    "host_platform",
+    "load_image",
+    "open_store",
+    "parse_platform",
+    "parse_reference",
+    "read_verified",
+    "write_blob",
+]

@@ -1,0 +1,136 @@
+"""Names of images, written as skopeo writes them: ``transport:location[:tag]`` or ``…@sha256:…``.
+
+The grammar of a tag is that of `org.opencontainers.image.ref.name` in the OCI specification's annotations.md.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
+from lazyfs.formats.oci import parse_digest
+from lazyfs.formats.strict_json import short
+
+DEFAULT_TAG = "latest"
+
+_FORMS = {"oci": "oci:DIR[:tag] or oci:DIR@sha256:…"}
+_EXAMPLE = "oci:./images:latest"
+_SKOPEO_TRANSPORTS = frozenset(
+    {"containers-storage", "dir", "docker", "docker-archive", "docker-daemon", "oci-archive"}
+)
+_ALPHANUM = r"[A-Za-z0-9]+"
+_COMPONENT = rf"{_ALPHANUM}(?:(?:[-._:@+]|--){_ALPHANUM})*"
+_TAG = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_DIGEST_TAIL = re.compile(r"(.*)@(sha[0-9]+:.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Which image in which store: at most one of ``tag`` and ``digest`` for a directory or an archive.
+
+    ``location`` is what the transport makes of it: the directory of ``oci:``.
+    """
+
+    transport: str
+    location: str
+    tag: str | None = None
+    digest: str | None = None
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag is not None else ""
+        digest = f"@{self.digest}" if self.digest is not None else ""
+        return f"{self.transport}:{self.location}{tag}{digest}"
+
+    @property
+    def selector(self) -> str | None:
+        """What `Store.resolve` takes: the digest, else the tag, else None."""
+        return self.digest or self.tag
+
+    def absolute(self) -> "Reference":
+        """The same image, named for a process with another working directory."""
+        try:
+            path = str(Path(self.location).absolute())
+        except OSError as error:
+            raise NotFoundError(
+                f"the working directory, which {self} counts from, is gone",
+                hint="change to another directory",
+            ) from error
+        if path != self.location and ":" in path:
+            raise UsageError(
+                f"{path} has a colon in its name, so an image reference cannot name it",
+                hint="rename the directory, or go to it by a path without a colon",
+            )
+        return replace(self, location=path)
+
+    def tag_to_write(self) -> str:
+        """The tag that a write to this reference sets: ``latest`` when it names none."""
+        if self.digest is not None:
+            raise UsageError(
+                f"{self} is a digest, which cannot be written to", hint=f"name a tag, for example {_EXAMPLE}"
+            )
+        return self.tag or DEFAULT_TAG
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse what a user wrote; UsageError tells which forms there are."""
+    transport, colon, rest = text.partition(":")
+    if not colon or transport not in _FORMS:
+        raise _unknown_transport(text)
+    tail = _DIGEST_TAIL.fullmatch(rest)
+    digest: str | None = None
+    if tail:
+        rest, digest = tail[1], tail[2]
+        try:
+            parse_digest(digest)
+        except (BadInputError, UnsupportedError) as error:
+            raise UsageError(f"{short(text, 200)}: {error.message}", hint=error.hint) from error
+    location, colon, name = rest.partition(":")
+    tag = name if colon else None
+    _check_location(text, location)
+    if tag is not None and digest is not None:
+        raise UsageError(f"{short(text, 200)} has both a tag and a digest", hint="name one of them")
+    if tag is not None:
+        check_tag(tag)
+    return Reference(transport, location, tag, digest)
+
+
+def check_tag(tag: str) -> None:
+    """UsageError unless ``tag`` can be a tag and cannot be taken for a digest."""
+    if not _TAG.fullmatch(tag):
+        raise UsageError(
+            f"{short(tag)} cannot be a tag",
+            hint=f"a tag is letters and digits, with single -._:@+/ between them; for example {_EXAMPLE}",
+        )
+    if tag.startswith("sha256:"):
+        raise UsageError(
+            f"{short(tag)} is a digest, not a tag", hint="write @ before a digest: oci:DIR@sha256:…"
+        )
+
+
+def _check_location(text: str, location: str) -> None:
+    if not location:
+        raise UsageError(f"{short(text, 200)} names no directory", hint=f"for example {_EXAMPLE}")
+    if "\0" in location:
+        raise UsageError(f"{short(text, 200)} has a NUL character in its path")
+    if location.startswith("//"):
+        raise UsageError(
+            f"{short(text, 200)} has two slashes where a path starts",
+            hint=f"write it with one, or none: oci:{location[1:]} or oci:{location[2:]}",
+        )
+
+
+def _unknown_transport(text: str) -> UsageError:
+    transport, colon, rest = text.partition(":")
+    known = f"supported: {', '.join(_FORMS.values())}; for example {_EXAMPLE}"
+    shown = short(text, 200)
+    if text.startswith(("/", ".", "~")):
+        return UsageError(f"{shown} names no transport", hint=f"a directory is named oci:DIR. {known}")
+    if colon and transport in _SKOPEO_TRANSPORTS:
+        hint = f"`skopeo copy {shown} {_EXAMPLE}` brings it there. {known}"
+        return UsageError(f"transport {transport}: is not supported: {shown}", hint=hint)
+    if colon and rest.startswith("//"):
+        return UsageError(f"transport {short(transport)} is not supported: {shown}", hint=known)
+    return UsageError(
+        f"{shown} names no transport",
+        hint=f"an image in a registry comes by `skopeo copy docker://IMAGE {_EXAMPLE}`. {known}",
+    )

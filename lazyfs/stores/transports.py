@@ -1,0 +1,20 @@
+"""From a reference to the store that it names."""
+
+from pathlib import Path
+
+from lazyfs.errors import UsageError
+from lazyfs.stores.base import Store
+from lazyfs.stores.layout import LayoutStore
+from lazyfs.stores.reference import Reference
+
+
+def open_store(reference: Reference, *, create: bool = False) -> Store:
+    """Open the store of an image, for reading, or with ``create`` for writing: then it is made if need be.
+
+    Raises NotFoundError when it is not there, UsageError for an unknown transport.
+    """
+    if reference.transport == "oci":
+        return LayoutStore(Path(reference.location), create=create)
+    raise UsageError(
+        f"transport {reference.transport} is not supported: {reference}", hint="use oci:DIR[:tag]"
+    )
