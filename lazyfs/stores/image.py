@@ -122,7 +122,8 @@ def _check_type(descriptor: Descriptor, media_type: str) -> None:
     # One document must not be one thing to us and another to a reader who trusts the descriptor.
     if media_type != descriptor.media_type:
         raise BadInputError(
-            f"{descriptor.digest} says it is {media_type}, but its descriptor says {short(descriptor.media_type)}",
+            f"{descriptor.digest} says it is {media_type}, "
+            f"but its descriptor says {short(descriptor.media_type)}",
             hint="make or copy the image again",
         )
 
