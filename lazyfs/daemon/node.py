@@ -7,7 +7,7 @@ import threading
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Node:
         self._boot = boot_id()
         self._stores: dict[tuple[str, str], Store] = {}
         self._layers: dict[str, Layer] = {}
+        self._blobs: dict[int, str] = {}
         self._opening: dict[str, threading.Lock] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._fetching: Executor = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
@@ -84,6 +85,15 @@ class Node:
         with self._lock:
             self._images[str(reference)] = answer
         return answer
+
+    def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
+        """Told of each read by the FUSE loop."""
+        self.timeline.read(self._blobs.get(inode, ""), offset, size, waited)
+
+    def recorded(self, since: float) -> dict[str, Any]:
+        """The timeline after `since` (`time.monotonic`), JSON-able."""
+        fetched, reads = self.timeline.since(since)
+        return {"fetched": [asdict(event) for event in fetched], "reads": [asdict(read) for read in reads]}
 
     def flush(self) -> None:
         """Make durable what was cached since the last time."""
@@ -159,6 +169,7 @@ class Node:
         with self._lock:
             inode = self._next_inode
             self._next_inode += 1
+            self._blobs[inode] = layer.digest
         self._table.add(inode, str(inode), device)
         return Layer(inode, decoded, cache, device, layer.digest, location.sha256)
 

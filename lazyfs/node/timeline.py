@@ -22,12 +22,25 @@ class Fetched:
     ended: float
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One read of a layer's device by the kernel; `waited` says whether bytes had to be fetched for it."""
+
+    layer: str
+    offset: int
+    size: int
+    waited: bool
+    at: float
+
+
 class Timeline:
     """Thread safe; the oldest events are forgotten first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: deque[Fetched] = deque(maxlen=MAX_EVENTS)
+        self._reads: deque[Read] = deque(maxlen=MAX_EVENTS)
+        self._read_count = 0
         self._failures: deque[str] = deque(maxlen=MAX_FAILURES)
         self._requests = 0
         self._stored_bytes = 0
@@ -40,6 +53,11 @@ class Timeline:
             self._events.append(event)
             self._requests += 1
             self._stored_bytes += stored
+
+    def read(self, layer: str, offset: int, size: int, waited: bool) -> None:
+        # Called by one thread, for each read: no lock.
+        self._reads.append(Read(layer, offset, size, waited, time.monotonic()))
+        self._read_count += 1
 
     def small_read(self, stored: int) -> None:
         """A read of a document (manifest, config, TOC) from the store."""
@@ -64,12 +82,14 @@ class Timeline:
             return {
                 "requests": self._requests,
                 "store_bytes": self._stored_bytes,
+                "device_reads": self._read_count,
                 "failed_fetches": self._failed,
                 "cache_write_failures": self._cache_failures,
                 "recent_failures": list(self._failures),
             }
 
-    def since(self, moment: float) -> list[Fetched]:
-        """Events that ended after `moment` (`time.monotonic`)."""
+    def since(self, moment: float) -> tuple[list[Fetched], list[Read]]:
+        """What was fetched and read after `moment` (`time.monotonic`)."""
         with self._lock:
-            return [event for event in self._events if event.ended >= moment]
+            fetched = [event for event in self._events if event.ended >= moment]
+        return fetched, [read for read in self._reads.copy() if read.at >= moment]

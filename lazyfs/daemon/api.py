@@ -1,0 +1,110 @@
+"""The control API: HTTP/1.1 on a unix socket (0600), JSON in and out. `docs/operations.md` lists the calls."""
+
+import json
+import logging
+import os
+import socketserver
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import short_socket_path
+from lazyfs.errors import LazyfsError, NodeError, NotFoundError, UsageError
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 1 << 20
+REQUEST_TIMEOUT = 30.0
+
+Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class ControlServer:
+    """Serves `calls` ("METHOD /path" -> function) until `close`; each request has a thread of its own."""
+
+    def __init__(self, paths: NodePaths, calls: dict[str, Call]) -> None:
+        paths.socket.unlink(missing_ok=True)
+        with short_socket_path(paths) as path:
+            self._server = _Server(path, calls)
+        self._socket: Path = paths.socket
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="api", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._socket.unlink(missing_ok=True)
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    # Threads are waited for on close, so that the last answer leaves.
+    daemon_threads = False
+    request_queue_size = 256
+
+    def __init__(self, path: str, calls: dict[str, Call]) -> None:
+        self.calls = calls
+        super().__init__(path, _Handler, bind_and_activate=False)
+        # Nobody else may connect, not even between bind and chmod.
+        before = os.umask(0o177)
+        try:
+            self.server_bind()
+        finally:
+            os.umask(before)
+        self.server_activate()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a client went away", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = REQUEST_TIMEOUT
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        try:
+            call = self.server.calls.get(f"{self.command} {self.path}")
+            if call is None:
+                raise NotFoundError(f"the control API has no {self.command} {self.path[:100]}")
+            status, values = 200, call(self._body())
+        except LazyfsError as error:
+            status, values = 400, error.as_dict()
+        except Exception as error:
+            log.exception("%s %s", self.command, self.path)
+            status, values = 500, NodeError(f"the daemon failed: {type(error).__name__}: {error}").as_dict()
+        content = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+    def _body(self) -> dict[str, Any]:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            raise UsageError("a request body that is too large, or of unknown length")
+        try:
+            values = json.loads(self.rfile.read(int(length)) or b"{}")
+        except ValueError as error:
+            raise UsageError(f"a request body that is not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise UsageError("a request body that is not a JSON object")
+        return values
+
+    def address_string(self) -> str:
+        return "local"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
