@@ -1,0 +1,135 @@
+"""What each image holds. A recipe is data: changing one makes the image anew, and nothing else does.
+
+The scripts run as root in a chroot of what the layers below hold, by `/bin/sh -eux`. apt has the
+machine's mirror; its package lists and downloads, /tmp and /run never become part of a layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_INSTALL = "apt-get update -q && apt-get install -yq --no-install-recommends"
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Debootstrap:
+    """A base layer: Debian's minbase, without what apt can fetch again."""
+
+    suite: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busybox:
+    """A base layer: the machine's own static busybox, one hard link for each of its commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An image: a base layer, one more for each script, and the config's own ``config`` object."""
+
+    name: str
+    base: Debootstrap | Busybox
+    scripts: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+# A Python program as people ship it: it starts by importing numpy. The second script removes a
+# package of each layer below it, replaces files, makes a directory opaque and puts a symbolic
+# link where a directory was; iputils-ping carries a file capability.
+_DEMO = Recipe(
+    name="demo",
+    base=Debootstrap("bookworm"),
+    scripts=(
+        f"""
+{_INSTALL} python3 iputils-ping less
+useradd --uid 1000 --create-home app
+mkdir /srv/app
+echo 'import sys; print("ready", sys.version)' >/srv/app/ready.py
+""",
+        f"""
+{_INSTALL} python3-numpy
+apt-get purge -yq --auto-remove less tzdata
+rm -rf /usr/share/doc
+mkdir /usr/share/doc
+echo 'Documentation was removed to save space.' >/usr/share/doc/README
+rmdir /media
+ln -s mnt /media
+echo 'lazyfs demo' >/etc/issue
+echo 'import numpy; print("ready", numpy.__version__, numpy.arange(10).sum(), flush=True)' >/srv/app/ready.py
+chown -R app:app /srv/app
+""",
+    ),
+    config={
+        "Env": [_PATH, "LANG=C.UTF-8", "PYTHONUNBUFFERED=1"],
+        "User": "app",
+        "WorkingDir": "/srv/app",
+        "Entrypoint": ["python3"],
+        "Cmd": ["ready.py"],
+        "Labels": {"org.opencontainers.image.title": "lazyfs demo", "org.opencontainers.image.version": "1"},
+    },
+)
+
+# Seconds to make and without a network: what layers can say of each other, in little.
+_SMALL = Recipe(
+    name="small",
+    base=Busybox(),
+    scripts=(
+        """
+mkdir -p /srv/app/gone/deep /srv/app/opaque/old /srv/app/turns/file /srv/app/kept /srv/app/many
+echo one >/srv/app/kept/replaced
+echo two >/srv/app/kept/deleted
+echo three >/srv/app/kept/chmodded
+ln /srv/app/kept/chmodded /srv/app/kept/hardlink
+ln -s replaced /srv/app/kept/link
+ln -s /nowhere/at/all /srv/app/kept/dangling
+echo hidden >/srv/app/gone/deep/file
+echo hidden >/srv/app/opaque/old/file
+echo hidden >/srv/app/opaque/replaced
+echo file >/srv/app/turns/dir
+mkdir /srv/app/turns/link
+echo hidden >/srv/app/turns/link/below
+mkfifo /srv/app/fifo
+mknod /srv/app/null c 1 3
+mknod /srv/app/loop b 7 200
+: >/srv/app/empty
+echo odd >"/srv/app/a name with  spaces,commas:colons"
+echo odd >"/srv/app/$(printf 'not utf-8 \\377\\376')"
+echo odd >"/srv/app/$(printf 'two\\nlines')"
+mkdir -p "/srv/app/$(printf 'd%0100d/d%0100d/d%0100d' 1 2 3)"
+echo long >"/srv/app/$(printf 'd%0100d/d%0100d/d%0100d/f%0100d' 1 2 3 4)"
+dd if=/dev/urandom of=/srv/app/random bs=64k count=48
+head -c 3000000 /dev/zero >/srv/app/zeros
+touch -h -d '1955-11-12 22:04:00' /srv/app/kept/link /srv/app/kept/dangling
+touch -d '@0' /srv/app/empty
+chown 100000:4000000 /srv/app/empty
+chmod 6755 /srv/app/kept/replaced
+for i in $(seq 600); do echo "$i" >/srv/app/many/"$i"; done
+""",
+        """
+rm -r /srv/app/gone /srv/app/kept/deleted /srv/app/many/7
+rm -r /srv/app/opaque && mkdir /srv/app/opaque
+echo new >/srv/app/opaque/replaced
+rmdir /srv/app/turns/file && echo now a file >/srv/app/turns/file
+rm /srv/app/turns/dir && mkdir /srv/app/turns/dir && echo new >/srv/app/turns/dir/below
+rm -r /srv/app/turns/link && ln -s dir /srv/app/turns/link
+echo replaced >/srv/app/kept/replaced
+chmod 640 /srv/app/kept/chmodded
+ln /srv/app/random /srv/app/random-again
+cat >/srv/app/entry.sh <<'END'
+#!/bin/sh
+echo ready "$@"
+END
+chmod 755 /srv/app/entry.sh
+""",
+    ),
+    config={
+        "Env": [_PATH, "GREETING=hello"],
+        "WorkingDir": "/srv/app",
+        "Entrypoint": ["/srv/app/entry.sh"],
+        "Cmd": ["small"],
+        "Labels": {"org.opencontainers.image.title": "lazyfs small"},
+    },
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (_DEMO, _SMALL)}

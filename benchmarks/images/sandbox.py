@@ -1,0 +1,115 @@
+"""Commands in a root file system made of layers, with nothing left behind however they end.
+
+Every command runs in mount and process namespaces of its own, which end with the builder, even if
+that is killed: the kernel then takes back every mount and every process, and no clean-up can fail.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.images import apt
+from benchmarks.images.errors import BuildError
+
+_NAMESPACES = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"),
+)
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+
+# Upper directories must stand alone: no inode of theirs may refer to a lower layer.
+_OVERLAY = """
+mount -t overlay overlay -o "lowerdir=$LOWER$WRITABLE,redirect_dir=off,metacopy=off,index=off" root
+"""
+
+_CHROOT = """
+mount -t proc proc root/proc
+mount -t tmpfs -o mode=755 tmpfs root/dev
+mknod -m 666 root/dev/null c 1 3
+mknod -m 666 root/dev/zero c 1 5
+mknod -m 666 root/dev/full c 1 7
+mknod -m 666 root/dev/random c 1 8
+mknod -m 666 root/dev/urandom c 1 9
+ln -s /proc/self/fd root/dev/fd
+mount -t tmpfs -o mode=755 tmpfs root/run
+mount -t tmpfs -o mode=1777 tmpfs root/tmp
+for name in hosts resolv.conf; do
+    if [ -e "/etc/$name" ] && [ -e "root/etc/$name" ]; then mount --bind "/etc/$name" "root/etc/$name"; fi
+done
+if [ -d root/var/lib/apt ]; then
+    mount --bind "$CACHE/apt-lists" root/var/lib/apt/lists
+    mount --bind "$CACHE/debs" root/var/cache/apt/archives
+    printf '%s\\n' "$APT_SETTINGS" >root/tmp/apt.conf
+    if [ -e /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt root/tmp; fi
+fi
+"""
+
+# Downloads are kept outside of the image, apt's binary caches nowhere; a layer that is lost in a
+# power cut is made anew, so dpkg need not wait for the disk.
+_APT_SETTINGS = """
+APT::Sandbox::User "root";
+APT::Keep-Downloaded-Packages "true";
+Acquire::Languages "none";
+Acquire::https::CAInfo "/tmp/ca-certificates.crt";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+DPkg::Options:: "--force-unsafe-io";
+"""
+
+
+def run(script: str, cwd: Path, log: Path, variables: Mapping[str, str]) -> None:
+    """Run a script of this machine's own shell in `cwd`, in namespaces of its own; output goes to `log`."""
+    environment = {
+        "PATH": SYSTEM_PATH,
+        "HOME": "/root",
+        "LC_ALL": "C.UTF-8",
+        "DEBIAN_FRONTEND": "noninteractive",
+        **{name: os.environ[name] for name in _PROXIES if name in os.environ},
+        **variables,
+    }
+    with log.open("ab") as out:
+        done = subprocess.run(
+            [*_NAMESPACES, "sh", "-eux", "-c", script],
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            check=False,
+        )
+    if done.returncode:
+        raise BuildError(f"a build command failed (exit code {done.returncode}): see the end of {log}")
+
+
+def run_in_layers(script: str, work: Path, lower: Sequence[str], cache: Path, log: Path) -> None:
+    """Run `script` in a chroot of the layers `lower` (topmost first, relative to `work`).
+
+    What it changes is in ``work/fs`` afterwards, the upper directory, which must be there and empty.
+    """
+    for name in ("work", "root"):
+        (work / name).mkdir()
+    variables = {
+        "LOWER": ":".join(lower),
+        "WRITABLE": ",upperdir=fs,workdir=work",
+        "CACHE": str(cache),
+        "APT_SETTINGS": _APT_SETTINGS + apt.network_settings() if (cache / "debs").is_dir() else "",
+        "APT_CONFIG": "/tmp/apt.conf",
+        "SCRIPT": script,
+    }
+    run(_OVERLAY + _CHROOT + 'exec chroot root /bin/sh -eux -c "$SCRIPT"', work, log, variables)
+
+
+def list_layers(out: Path, work: Path, lower: Sequence[str], log: Path) -> None:
+    """Write the listing (`benchmarks.images.tree`) of the layers `lower`, merged by overlayfs, to `out`."""
+    (work / "root").mkdir()
+    variables = {
+        "LOWER": ":".join(lower),
+        "WRITABLE": "",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OUT": str(out),
+    }
+    run(_OVERLAY + 'exec "$PYTHON" -m benchmarks.images.tree root >"$OUT"', work, log, variables)

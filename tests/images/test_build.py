@@ -1,0 +1,109 @@
+"""The builder's promises: made once, by one at a time, and a killed build leaves nothing behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.images import RECIPES, BuildError, BuiltImage, Recipe, ensure
+from benchmarks.images.recipes import Busybox
+
+pytestmark = pytest.mark.root
+
+_REPOSITORY = Path(__file__).parents[2]
+
+_BLOCKED = """
+from pathlib import Path
+from benchmarks.images import Recipe, ensure
+from benchmarks.images.recipes import Busybox
+ensure(Recipe("blocked", Busybox(), (": >/started; exec tail -f /started",), {}), Path("cache"))
+"""
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true within 30 s"
+        time.sleep(0.01)
+
+
+def _processes(cache: Path) -> list[str]:
+    """The processes of builds in `cache`, which all have its name in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended
+            if f"CACHE={cache}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(process.name)
+    return found
+
+
+def _start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(_REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    cache = tmp_path / "cache"
+    with _start(tmp_path, "-c", _BLOCKED) as builder:
+        try:
+            _wait_until((cache / "layers/new/fs/started").exists)
+            assert _processes(cache)
+            builder.send_signal(number)
+            builder.wait(timeout=30)
+        finally:
+            builder.kill()
+    _wait_until(lambda: not _processes(cache))
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert list(cache.glob("blocked-*")) == []
+    assert ensure(RECIPES["small"], cache).tree.exists()
+    assert not (cache / "layers/new").exists()
+
+
+def test_what_is_there_is_not_made_again(small_image: BuiltImage) -> None:
+    cache = small_image.layout.parents[1]
+    before = (small_image.layout / "index.json").stat()
+    assert ensure(RECIPES["small"], cache) == small_image
+    assert (small_image.layout / "index.json").stat() == before
+
+
+def test_two_builds_at_once_make_one_image(tmp_path: Path) -> None:
+    arguments = ("-m", "benchmarks.images", "small", "--cache", "cache")
+    with _start(tmp_path, *arguments) as first, _start(tmp_path, *arguments) as second:
+        references = {first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]}
+    assert (first.returncode, second.returncode) == (0, 0)
+    (reference,) = references
+    assert reference.startswith(f"oci:{tmp_path}/cache/small-")
+
+
+def test_images_share_their_common_layers(small_image: BuiltImage) -> None:
+    cache = small_image.layout.parents[1]
+    other = ensure(Recipe("other", Busybox(), (RECIPES["small"].scripts[0], "rm -r /srv"), {}), cache)
+    first, second = (
+        {path.name for path in (image.layout / "blobs/sha256").iterdir()} for image in (small_image, other)
+    )
+    assert len(first & second) == 2
+    assert "srv" not in json.loads(other.tree.read_bytes())
+
+
+def test_a_failing_script_is_one_line_that_names_the_log(tmp_path: Path) -> None:
+    recipe = Recipe("failing", Busybox(), ("echo the reason; exit 7",), {})
+    with pytest.raises(BuildError, match=r"failed \(exit code 7\): see the end of .*/build.log") as caught:
+        ensure(recipe, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "the reason" in (tmp_path / "build.log").read_text()
+    assert list(tmp_path.glob("failing-*")) == []
