@@ -95,7 +95,9 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
         for member in walk(source):
             builder.add(member, member.data_offset, appendix.segments(member, source))
         if digest.digest() != claimed.diff_id or source.position != claimed.stream_size:
-            raise _wrong(layer, f"its stream is sha256:{digest.hexdigest()}, its DiffID sha256:{claimed.diff_id.hex()}")
+            raise _wrong(
+                layer, f"its stream is sha256:{digest.hexdigest()}, its DiffID sha256:{claimed.diff_id.hex()}"
+            )
         padding = -source.position % BLOCK
         tree = builder.finish(source.position + padding)
         if toc.tree_bytes(tree) != toc.tree_bytes(claimed.tree):
@@ -108,7 +110,9 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
 
 def _check_seek_table(store: Store, layer: Descriptor, claimed: toc.Toc) -> None:
     """The standard seek table must say of the stream's frames what the TOC says."""
-    tail = store.read(layer.digest, max(0, layer.size - seekable.FOOTER_SIZE), min(layer.size, seekable.FOOTER_SIZE))
+    tail = store.read(
+        layer.digest, max(0, layer.size - seekable.FOOTER_SIZE), min(layer.size, seekable.FOOTER_SIZE)
+    )
     size = seekable.seek_table_size(tail)
     if size > layer.size:
         raise _wrong(layer, "its seek table is larger than the blob")

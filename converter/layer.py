@@ -58,13 +58,19 @@ class _Chunk:
     frame: bytes
 
 
-def convert_layer(source: Store, layer: Descriptor, diff_id: str, target: Store, settings: Settings) -> ConvertedLayer:
+def convert_layer(
+    source: Store, layer: Descriptor, diff_id: str, target: Store, settings: Settings
+) -> ConvertedLayer:
     """Convert one layer into `target`.
 
     Raises IntegrityError where blob or stream are not what their digests promise, BadInputError where
     the archive is damaged; nothing is left in the target then.
     """
-    with target.writer() as writer, Appendix(layer.digest) as appendix, _Compressor(writer, settings) as frames:
+    with (
+        target.writer() as writer,
+        Appendix(layer.digest) as appendix,
+        _Compressor(writer, settings) as frames,
+    ):
         with _PlainReader(checked_blob(source.stream(layer.digest), layer), layer.digest) as plain:
             stream = ChunkedStream(plain, settings.rules, frames.add)
             tree = TreeBuilder(layer.digest)

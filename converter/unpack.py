@@ -97,7 +97,9 @@ def _gunzip(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
 
 def _unzstd(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
     """All frames of a zstd file, skippable ones stepped over (RFC 8878)."""
-    reader = zstandard.ZstdDecompressor().stream_reader(PieceReader(pieces), read_across_frames=True, read_size=PIECE)
+    reader = zstandard.ZstdDecompressor().stream_reader(
+        PieceReader(pieces), read_across_frames=True, read_size=PIECE
+    )
     while plain := reader.read(PIECE):
         yield plain
 

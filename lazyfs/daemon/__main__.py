@@ -22,7 +22,8 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int)
     options = parser.parse_args()
     logging.basicConfig(
-        level=os.environ.get("LAZYFS_LOG", "INFO").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=os.environ.get("LAZYFS_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 
     def ready(values: dict[str, object]) -> None:

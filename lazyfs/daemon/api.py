@@ -30,7 +30,9 @@ class ControlServer:
         with short_socket_path(paths) as path:
             self._server = _Server(path, calls)
         self._socket: Path = paths.socket
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="api", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="api", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

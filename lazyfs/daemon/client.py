@@ -113,7 +113,15 @@ def _start(paths: NodePaths) -> None:
     try:
         with paths.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "lazyfs.daemon", "--root", str(paths.root), "--ready-fd", str(ready_child)],
+                [
+                    sys.executable,
+                    "-m",
+                    "lazyfs.daemon",
+                    "--root",
+                    str(paths.root),
+                    "--ready-fd",
+                    str(ready_child),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

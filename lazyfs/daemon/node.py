@@ -162,9 +162,7 @@ class Node:
     def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
         decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
         cache = LayerCache(self._paths.cache / location.sha256, decoded.chunks, self._boot)
-        fetcher = Fetcher(
-            layer.digest, BlobSource(store, layer.digest), cache, self._fetching, self.timeline
-        )
+        fetcher = Fetcher(layer.digest, BlobSource(store, layer.digest), cache, self._fetching, self.timeline)
         device = LayerDevice(cache, fetcher)
         with self._lock:
             inode = self._next_inode
@@ -222,7 +220,9 @@ def _write_new(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise NodeError(f"{path}: {error.strerror}", hint="free some space, or choose another --root") from error
+        raise NodeError(
+            f"{path}: {error.strerror}", hint="free some space, or choose another --root"
+        ) from error
 
 
 def _remove_others(directory: Path, kept: str) -> None:
@@ -232,5 +232,3 @@ def _remove_others(directory: Path, kept: str) -> None:
             for file in other.iterdir():
                 file.unlink(missing_ok=True)
             other.rmdir()
-
-

@@ -36,7 +36,9 @@ def run(paths: NodePaths, on_ready: Callable[[], None]) -> None:
         paths.fuse.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         if error.errno != errno.ENOTCONN:  # what a killed daemon leaves; unmounted below
-            raise NodeError(f"{paths.root}: {error.strerror}", hint="choose another directory with --root") from error
+            raise NodeError(
+                f"{paths.root}: {error.strerror}", hint="choose another directory with --root"
+            ) from error
     with _lock(paths):
         if list_mounts(paths.fuse):
             log.warning("%s was left mounted by a daemon that was killed; unmounting it", paths.fuse)
@@ -63,7 +65,8 @@ async def _serve(
         mounted = [str(entry.target) for entry in list_mounts(paths.images)]
         if mounted:
             raise BusyError(
-                f"{len(mounted)} images of {paths.root} are mounted", hint="end their containers, or lazyfs umount DIR"
+                f"{len(mounted)} images of {paths.root} are mounted",
+                hint="end their containers, or lazyfs umount DIR",
             )
         token.run_sync_soon(stop.set)
         return {"pid": os.getpid()}

@@ -104,9 +104,7 @@ def _device_bases(own_size: int, device_sizes: Sequence[int]) -> Ints:
     return np.array(bases, np.int64)
 
 
-def _place_inodes(
-    tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile], first: int
-) -> _Placement:
+def _place_inodes(tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile], first: int) -> _Placement:
     """Give every inode its offset, so that neither a core nor an inline target crosses a block."""
     kind = tree.inodes.mode & 0o170000
     size = tree.inodes.size.astype(np.int64)
@@ -286,12 +284,16 @@ def _plan_sparse(tree: ImageTree, inode: int) -> _SparseFile:
     chunks = -(-lengths // (1 << bits))
     into = ranges(offsets >> bits, chunks)
     nth = ranges(np.zeros(len(chunks), np.int64), chunks)
-    addresses[into] = np.repeat(sparse.data[low:high].astype(np.int64) // BLOCK, chunks) + (nth << bits) // BLOCK
+    addresses[into] = (
+        np.repeat(sparse.data[low:high].astype(np.int64) // BLOCK, chunks) + (nth << bits) // BLOCK
+    )
     return _SparseFile(inode, bits, addresses)
 
 
 def _write_chunk_indexes(image: Buffer, place: _Placement, file: _SparseFile, base: int) -> None:
-    indexes = np.zeros(len(file.addresses), np.dtype([("advise", "<u2"), ("device", "<u2"), ("block", "<u4")]))
+    indexes = np.zeros(
+        len(file.addresses), np.dtype([("advise", "<u2"), ("device", "<u2"), ("block", "<u4")])
+    )
     indexes["block"] = np.where(file.addresses < 0, erofs.NULL_ADDRESS, file.addresses + base)
     core = int(place.offset[file.inode])
     at = core + INODE.itemsize + _align(int(place.xattr_size[file.inode]), 8)

@@ -58,7 +58,9 @@ def lay_out_directories(tree: ImageTree, nids: Ints) -> Directories:
     entries_in_block = np.diff(np.concatenate((starts, [len(block)])))
     nth = np.arange(len(block)) - np.repeat(starts, entries_in_block)
     text_before = np.cumsum(rows.length) - rows.length
-    name_offset = np.repeat(entries_in_block * DIRENT.itemsize - text_before[starts], entries_in_block) + text_before
+    name_offset = (
+        np.repeat(entries_in_block * DIRENT.itemsize - text_before[starts], entries_in_block) + text_before
+    )
 
     dirents = np.zeros(len(block), DIRENT)
     dirents["nid"] = nids[rows.inode]

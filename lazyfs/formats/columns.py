@@ -26,7 +26,9 @@ def from_planes(data: bytes, dtype: str, count: int, name: str) -> Column:
     """The inverse of `to_planes`; raises BadInputError where the length is not that of `count` values."""
     kind = np.dtype(dtype).newbyteorder("<")
     if len(data) != count * kind.itemsize:
-        raise BadInputError(f"TOC: column {name} has {len(data)} bytes, {count} values need {count * kind.itemsize}")
+        raise BadInputError(
+            f"TOC: column {name} has {len(data)} bytes, {count} values need {count * kind.itemsize}"
+        )
     planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, count)
     return np.ascontiguousarray(planes.T).view(kind).reshape(count).astype(dtype, copy=False)
 

@@ -60,9 +60,7 @@ SUPERBLOCK = np.dtype(
     ]
 )
 
-DEVICE_SLOT = np.dtype(
-    [("tag", "S64"), ("blocks", "<u4"), ("mapped_blkaddr", "<u4"), ("reserved", "V56")]
-)
+DEVICE_SLOT = np.dtype([("tag", "S64"), ("blocks", "<u4"), ("mapped_blkaddr", "<u4"), ("reserved", "V56")])
 
 INODE = np.dtype(  # struct erofs_inode_extended
     [

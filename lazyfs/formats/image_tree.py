@@ -140,7 +140,9 @@ def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
     key = parent * (len(joined.names) + 1) + joined.rank[entry]
     order = np.argsort(key, kind="stable")
     entry, parent, key = entry[order], parent[order], key[order]
-    first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if len(key) else np.zeros(0, np.int64)
+    first = (
+        np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if len(key) else np.zeros(0, np.int64)
+    )
     group = np.repeat(np.arange(len(first)), np.diff(np.concatenate((first, [len(key)]))))
 
     inode = joined.target[entry]
@@ -191,7 +193,8 @@ def _assemble(
     entries = np.concatenate(numbered)
     xattr_sets, set_base = _join_xattrs(layers)
     columns = {
-        f.name: np.concatenate([getattr(layer.inodes, f.name) for layer in layers])[source] for f in fields(Inodes)
+        f.name: np.concatenate([getattr(layer.inodes, f.name) for layer in layers])[source]
+        for f in fields(Inodes)
     }
     device = np.searchsorted(joined.base, source, side="right") - 1
     columns["xattrs"] = np.where(columns["xattrs"] > 0, columns["xattrs"] + set_base[device], 0)

@@ -122,7 +122,9 @@ class TreeBuilder:
         if b".." in parts:
             raise self._error(member, "'..' in the name")
         if len(parts) > _MAX_DEPTH or any(len(part) > MAX_NAME for part in parts):
-            raise self._error(member, f"a name of more than {MAX_NAME} bytes, or more than {_MAX_DEPTH} levels")
+            raise self._error(
+                member, f"a name of more than {MAX_NAME} bytes, or more than {_MAX_DEPTH} levels"
+            )
         return b"/".join(parts[:-1]), (parts[-1] if parts else b"")
 
     def _directory(self, path: bytes, member: Member) -> Node:
@@ -234,7 +236,9 @@ class TreeBuilder:
         elif member.kind is Kind.SYMLINK:
             size = len(member.target)
             if not 0 < size <= MAX_SYMLINK or b"\0" in member.target:
-                raise self._error(member, f"a symlink target that is empty or longer than {MAX_SYMLINK} bytes")
+                raise self._error(
+                    member, f"a symlink target that is empty or longer than {MAX_SYMLINK} bytes"
+                )
         is_device = member.kind in (Kind.CHAR, Kind.BLOCK)
         major, minor = member.rdev
         if is_device and not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):

@@ -57,7 +57,11 @@ class _LayerView:
         counts = tree.counts.astype(np.int64)
         starts = np.cumsum(counts) - counts
         self._range = dict(
-            zip(directories.tolist(), zip(starts.tolist(), (starts + counts).tolist(), strict=True), strict=True)
+            zip(
+                directories.tolist(),
+                zip(starts.tolist(), (starts + counts).tolist(), strict=True),
+                strict=True,
+            )
         )
         has_target = ((tree.inodes.mode & 0o170000) == stat.S_IFLNK) | ((tree.inodes.mode & 0o170000) == 0)
         self._target = np.cumsum(has_target) - 1

@@ -251,7 +251,9 @@ def _decode_tree(table: dict[str, Any]) -> Tree:
     segments = _count(sparse, "count", "sparse")
     files = _count(sparse, "files", "sparse")
     return Tree(
-        inodes=Inodes(**{n: _column(inodes, n, dtype, inode_count, "inodes") for n, dtype in INODE_COLUMNS.items()}),
+        inodes=Inodes(
+            **{n: _column(inodes, n, dtype, inode_count, "inodes") for n, dtype in INODE_COLUMNS.items()}
+        ),
         counts=_column(entries, "counts", "u4", directories, "entries"),
         names=_strings(entries, "names", "entries"),
         entries=_column(entries, "inodes", "u4", entry_count, "entries"),

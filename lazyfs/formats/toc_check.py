@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from lazyfs.errors import BadInputError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, MAX_CHUNK_SIZE, ChunkTable
-from lazyfs.formats.toc import CODEC_ZSTD, FLAG_IMPLIED, FLAG_OPAQUE, MAX_XATTR_SETS, WHITEOUT, Inodes, Toc, Tree, Xattrs
+from lazyfs.formats.toc import (
+    CODEC_ZSTD,
+    FLAG_IMPLIED,
+    FLAG_OPAQUE,
+    MAX_XATTR_SETS,
+    WHITEOUT,
+    Inodes,
+    Toc,
+    Tree,
+    Xattrs,
+)
 
 BLOCK = 512
 MAX_NAME = 255
@@ -33,7 +43,8 @@ def check(toc: Toc) -> None:
     """Raise BadInputError or UnsupportedError unless the TOC holds together in itself."""
     if toc.codec != CODEC_ZSTD:
         raise UnsupportedError(
-            f"TOC: codec {toc.codec!r}", hint=f"this version of lazyfs reads {CODEC_ZSTD}; convert the image again"
+            f"TOC: codec {toc.codec!r}",
+            hint=f"this version of lazyfs reads {CODEC_ZSTD}; convert the image again",
         )
     if len(toc.diff_id) != DIGEST_SIZE:
         raise BadInputError("TOC: diff_id is not a sha256")
@@ -53,9 +64,14 @@ def _refuse(bad: Mask, what: str) -> None:
 
 def _check_chunks(chunks: ChunkTable, stream_size: int) -> None:
     length = np.diff(chunks.start)
-    _refuse((length <= 0) | (length > MAX_CHUNK_SIZE), f"a chunk is empty or larger than {MAX_CHUNK_SIZE} bytes")
+    _refuse(
+        (length <= 0) | (length > MAX_CHUNK_SIZE), f"a chunk is empty or larger than {MAX_CHUNK_SIZE} bytes"
+    )
     # A frame may be a little larger than what it holds, never much.
-    _refuse((chunks.blob_length <= 0) | (chunks.blob_length > length + length // 8 + 1024), "a frame has an absurd size")
+    _refuse(
+        (chunks.blob_length <= 0) | (chunks.blob_length > length + length // 8 + 1024),
+        "a frame has an absurd size",
+    )
     end = chunks.blob_offset + chunks.blob_length
     _refuse(chunks.blob_offset[1:] < end[:-1], "frames overlap or are out of order")
     if chunks.device_size % BLOCK or not 0 <= stream_size <= chunks.device_size:
@@ -114,8 +130,13 @@ def _check_inodes(inodes: Inodes, xattr_sets: int) -> None:
     _refuse(~np.isin(kind, _TYPES), "an inode has an unknown type")
     _refuse(inodes.nsec >= 1_000_000_000, "nanoseconds of an mtime out of range")
     _refuse(inodes.size >= MAX_FILE_SIZE, "a file has an absurd size")
-    _refuse((kind != stat.S_IFREG) & (kind != stat.S_IFLNK) & (inodes.size != 0), "a size where there is no data")
-    _refuse((kind != stat.S_IFCHR) & (kind != stat.S_IFBLK) & (inodes.rdev != 0), "a device number where there is no device")
+    _refuse(
+        (kind != stat.S_IFREG) & (kind != stat.S_IFLNK) & (inodes.size != 0), "a size where there is no data"
+    )
+    _refuse(
+        (kind != stat.S_IFCHR) & (kind != stat.S_IFBLK) & (inodes.rdev != 0),
+        "a device number where there is no device",
+    )
     _refuse((inodes.flags & ~np.uint8(FLAG_IMPLIED | FLAG_OPAQUE)) != 0, "unknown flags")
     _refuse((kind != stat.S_IFDIR) & (inodes.flags != 0), "directory flags on another inode")
     _refuse(inodes.xattrs > xattr_sets, "an xattr set that is not there")
@@ -129,7 +150,9 @@ def _check_targets(tree: Tree) -> None:
     if int(has_target.sum()) != len(tree.targets):
         raise BadInputError("TOC: targets does not have one string per link")
     lengths = np.fromiter(map(len, tree.targets), np.int64, len(tree.targets))
-    _refuse((lengths == 0) | (lengths > MAX_SYMLINK), f"a link target is empty or longer than {MAX_SYMLINK} bytes")
+    _refuse(
+        (lengths == 0) | (lengths > MAX_SYMLINK), f"a link target is empty or longer than {MAX_SYMLINK} bytes"
+    )
     is_symlink = kind[has_target] == stat.S_IFLNK
     sizes = tree.inodes.size[has_target].astype(np.int64)
     _refuse(is_symlink & (sizes != lengths), "a symlink's size is not that of its target")
@@ -160,9 +183,15 @@ def _check_sparse(tree: Tree, is_sparse: Mask, device_size: int) -> None:
     owner = sparse.inode.astype(np.int64)
     _refuse(owner >= len(is_sparse), "a sparse segment of an inode that is not there")
     _refuse(~is_sparse[owner], "a sparse segment of an inode that is not sparse")
-    _refuse((sparse.offset | sparse.data) % np.uint64(BLOCK) != 0, "a sparse segment that does not start at a multiple of 512")
+    _refuse(
+        (sparse.offset | sparse.data) % np.uint64(BLOCK) != 0,
+        "a sparse segment that does not start at a multiple of 512",
+    )
     limit = np.uint64(MAX_FILE_SIZE)
-    _refuse((sparse.offset >= limit) | (sparse.data >= limit) | (sparse.length >= limit), "an absurd sparse segment")
+    _refuse(
+        (sparse.offset >= limit) | (sparse.data >= limit) | (sparse.length >= limit),
+        "an absurd sparse segment",
+    )
     _refuse(sparse.length == 0, "an empty sparse segment")
     padded = (sparse.length + np.uint64(BLOCK - 1)) // np.uint64(BLOCK) * np.uint64(BLOCK)
     _refuse(sparse.data + padded > device_size, "a sparse segment beyond the device")

@@ -40,7 +40,9 @@ def mount_writable(paths: NodePaths, image: Mapping[str, Any], target: Path, dir
             os.chown(upper, of.st_uid, of.st_gid)
             upper.chmod(of.st_mode & 0o7777)
         except OSError as error:
-            raise NodeError(f"{error.filename}: {error.strerror}", hint="free some space below --root") from error
+            raise NodeError(
+                f"{error.filename}: {error.strerror}", hint="free some space below --root"
+            ) from error
         mount_overlay(target, [lower], upper, work)
 
 
@@ -53,7 +55,8 @@ def unmount_image(paths: NodePaths, target: Path, *, detach: bool = False) -> No
         entry = mount_at(target)
         if entry is None or not _is_ours(paths, entry):
             raise NotFoundError(
-                f"{target} is not an image mounted by this node ({paths.root})", hint="`lazyfs status` lists them"
+                f"{target} is not an image mounted by this node ({paths.root})",
+                hint="`lazyfs status` lists them",
             )
         unmount(target, detach=detach)
         upper = _option(entry, "upperdir")
@@ -80,7 +83,9 @@ def check_target(target: Path) -> None:
     if mount_at(target) is not None:
         raise BusyError(f"something is mounted on {target} already", hint=f"lazyfs umount {target}")
     if any(target.iterdir()):
-        raise UsageError(f"{target} is not empty", hint="choose an empty directory, so that nothing is hidden")
+        raise UsageError(
+            f"{target} is not empty", hint="choose an empty directory, so that nothing is hidden"
+        )
 
 
 def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:

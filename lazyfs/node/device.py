@@ -65,7 +65,9 @@ class LayerDevice:
                     low, high = self._span(flight.index, offset, length)
                     start = int(self._chunks.start[flight.index])
                     pieces[flight.index] = flight.future.result()[low - start : high - start]
-                answer.set_result(b"".join(self._landed(index, pieces[index], offset, length) for index in indexes))
+                answer.set_result(
+                    b"".join(self._landed(index, pieces[index], offset, length) for index in indexes)
+                )
             except LazyfsError as error:
                 answer.set_exception(error)
 

@@ -96,7 +96,9 @@ class Fetcher:
         length = int(chunks.blob_offset[last] + chunks.blob_length[last]) - start
         began = time.monotonic()
         data = memoryview(self._source.store.read(self._source.digest, start, length))
-        self._timeline.fetched(self._layer, int(chunks.start[first]), int(chunks.start[last + 1]), length, began)
+        self._timeline.fetched(
+            self._layer, int(chunks.start[first]), int(chunks.start[last + 1]), length, began
+        )
         for flight in run:
             at = int(chunks.blob_offset[flight.index]) - start
             frame = data[at : at + int(chunks.blob_length[flight.index])]
@@ -144,7 +146,8 @@ def join_neighbours(chunks: ChunkTable, flights: list[Flight]) -> list[list[Flig
         if (
             previous is not None
             and previous + 1 == flight.index
-            and int(chunks.blob_offset[previous] + chunks.blob_length[previous]) == chunks.blob_offset[flight.index]
+            and int(chunks.blob_offset[previous] + chunks.blob_length[previous])
+            == chunks.blob_offset[flight.index]
             and size + length <= MAX_REQUEST
         ):
             runs[-1].append(flight)

@@ -22,7 +22,9 @@ def fetch_toc(store: Store, layer: Descriptor) -> bytes:
             hint="convert the image first: lazyfs convert SRC DST",
         )
     if location.length > toc.MAX_TOC_SIZE:
-        raise LimitError(f"layer {layer.digest}: its TOC has {location.length} bytes, the limit is {toc.MAX_TOC_SIZE}")
+        raise LimitError(
+            f"layer {layer.digest}: its TOC has {location.length} bytes, the limit is {toc.MAX_TOC_SIZE}"
+        )
     data = store.read(layer.digest, location.offset, location.length)
     if hashlib.sha256(data).hexdigest() != location.sha256:
         raise IntegrityError(
@@ -46,6 +48,7 @@ def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
     chunks = decoded.chunks
     if len(chunks) and int(chunks.blob_offset[-1] + chunks.blob_length[-1]) > layer.size:
         raise BadInputError(
-            f"layer {layer.digest}: its TOC names frames behind the end of the blob", hint="convert the image again"
+            f"layer {layer.digest}: its TOC names frames behind the end of the blob",
+            hint="convert the image again",
         )
     return decoded

@@ -1,0 +1,121 @@
+"""What `lazyfs doctor` looks at."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
+from lazyfs.mount.mountinfo import list_mounts
+
+MIN_KERNEL = (6, 12)
+MIN_FREE = 1 << 30
+RUNTIMES = ("crun", "runc")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: what was found, and what to do where it is not ok."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose(paths: NodePaths) -> list[Finding]:
+    looks: list[Callable[[], Finding]] = [
+        _root_rights,
+        _kernel,
+        _fuse,
+        lambda: _file_system("erofs", "modprobe erofs (CONFIG_EROFS_FS)"),
+        lambda: _file_system("overlay", "modprobe overlay (CONFIG_OVERLAY_FS)"),
+        _packages,
+        _runtime,
+        lambda: _space(paths),
+        lambda: _daemon(paths),
+    ]
+    return [look() for look in looks]
+
+
+def _root_rights() -> Finding:
+    return Finding(
+        "rights",
+        os.geteuid() == 0,
+        f"uid {os.geteuid()}",
+        "mounting needs root; convert, check and inspect do not",
+    )
+
+
+def _kernel() -> Finding:
+    release = os.uname().release
+    match = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
+    return Finding(
+        "kernel",
+        version >= MIN_KERNEL,
+        release,
+        "EROFS on a file needs Linux 6.12 or newer: upgrade the kernel",
+    )
+
+
+def _fuse() -> Finding:
+    there = Path("/dev/fuse").exists()
+    return Finding("fuse", there, "/dev/fuse is there" if there else "no /dev/fuse", "modprobe fuse")
+
+
+def _file_system(name: str, remedy: str) -> Finding:
+    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    # A module that is not loaded yet is loaded by the first mount.
+    module = list(Path("/lib/modules", os.uname().release).glob(f"kernel/fs/*/{name}.ko*"))
+    ok = name in known or bool(module)
+    return Finding(name, ok, "the kernel has it" if ok else "not in /proc/filesystems", remedy)
+
+
+def _packages() -> Finding:
+    missing = [name for name in ("pyfuse3", "trio") if find_spec(name) is None]
+    return Finding(
+        "packages",
+        not missing,
+        f"missing: {', '.join(missing)}" if missing else "pyfuse3 and trio are installed",
+        "pip install 'lazyfs[node]' (pyfuse3 needs libfuse3-dev, pkg-config and a C compiler)",
+    )
+
+
+def _runtime() -> Finding:
+    found = [path for name in RUNTIMES if (path := shutil.which(name))]
+    return Finding(
+        "runtime", bool(found), ", ".join(found) or "neither crun nor runc on PATH", "apt-get install crun"
+    )
+
+
+def _space(paths: NodePaths) -> Finding:
+    existing = next(path for path in (paths.root, *paths.root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return Finding(
+        "space",
+        free >= MIN_FREE,
+        f"{free / 1e9:.1f} GB free below {existing}",
+        "free at least 1 GB, or choose --root",
+    )
+
+
+def _daemon(paths: NodePaths) -> Finding:
+    running = DaemonClient(paths).is_running()
+    orphans = [] if running else [*list_mounts(paths.images), *list_mounts(paths.fuse)]
+    if orphans:
+        return Finding(
+            "daemon",
+            False,
+            f"does not run, and left {len(orphans)} mounts below {paths.root}",
+            "end the containers that use them, `umount -l` each, then start anew",
+        )
+    return Finding("daemon", True, "runs" if running else "does not run; it is started when needed", "")
