@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from converter.appendix import BLOCK, Appendix
-from converter.unpack import PieceReader, checked_blob, plain_pieces
+from converter.unpack import as_file, checked_blob, plain_pieces
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import seekable, toc
 from lazyfs.formats.bootstrap import build
@@ -89,7 +89,7 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
             yield piece
 
     blob = checked_blob(store.stream(layer.digest), layer)
-    source = FileSource(PieceReader(hashed(plain_pieces(blob, layer.digest))))
+    source = FileSource(as_file(hashed(plain_pieces(blob, layer.digest))))
     builder = TreeBuilder(layer.digest)
     with Appendix(layer.digest) as appendix:
         for member in walk(source):

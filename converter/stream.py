@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from converter.cuts import CutRules, end_of
 from lazyfs.formats.tarwalk import Member
 
-
 HEADER_GRACE = 64 * 1024
 """How much longer than it should be a pack may grow, so that it can still end before the header just read."""
 

@@ -1,8 +1,10 @@
 """From a layer's blob to its tar stream: any compression, both digests checked on the way."""
 
 import hashlib
+import io
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
 from isal import isal_zlib
@@ -10,12 +12,17 @@ from isal import isal_zlib
 from lazyfs.errors import BadInputError, IntegrityError
 from lazyfs.formats.oci import Descriptor
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
 PIECE = 1 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+# The stubs of isal take its exception for an instance.
+_DAMAGED = (cast("type[Exception]", isal_zlib.error), zstandard.ZstdError)
 
 
 def checked_blob(pieces: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
@@ -55,7 +62,7 @@ def plain_pieces(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
             yield from _unzstd(rest, layer)
         else:
             yield from _split(rest)
-    except (isal_zlib.error, zstandard.ZstdError) as error:
+    except _DAMAGED as error:
         raise BadInputError(
             f"layer {layer}: its compressed stream is damaged ({error})", hint="copy or build the image again"
         ) from error
@@ -98,23 +105,36 @@ def _gunzip(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
 def _unzstd(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
     """All frames of a zstd file, skippable ones stepped over (RFC 8878)."""
     reader = zstandard.ZstdDecompressor().stream_reader(
-        PieceReader(pieces), read_across_frames=True, read_size=PIECE
+        as_file(pieces), read_across_frames=True, read_size=PIECE
     )
     while plain := reader.read(PIECE):
         yield plain
 
 
-class PieceReader:
-    """Pieces as a file object that is only read."""
+def as_file(pieces: Iterable[bytes]) -> BinaryIO:
+    """Pieces as a file that is read from start to end."""
+    return io.BufferedReader(_PieceReader(pieces), PIECE)
 
+
+class _PieceReader(io.RawIOBase):
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
-        self._rest = b""
+        self._rest = memoryview(b"")
 
-    def read(self, size: int) -> bytes:
-        data = self._rest or next(self._pieces, b"")
-        self._rest = data[size:]
-        return data[:size]
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer") -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        target = memoryview(buffer)
+        size = min(len(target), len(self._rest))
+        target[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
 
 
 def _cut_short(layer: str) -> BadInputError:

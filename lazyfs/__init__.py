@@ -4,6 +4,7 @@ The rooms of this package, from the ground up (each may import those before it, 
 ``[tool.importlinter]`` in pyproject.toml):
 
     errors, config    known to all
+    draw              values in, pictures (SVG) out
     formats           bytes in, values out: tar, seekable blob, TOC, tree, EROFS bootstrap, OCI documents
     stores            where images are kept: references, blobs, tags
     node              the read path: cache, fetch engine, device

@@ -2,19 +2,31 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-import typer
+import click
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-RootOption = Annotated[
-    Path | None, typer.Option("--root", help="The node's directory, as before the command.")
-]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def root_option(command: Command) -> Command:
+    return click.option(
+        "--root", type=click.Path(path_type=Path), help="The node's directory, as before the command."
+    )(command)
+
+
+def reference_argument(command: Command) -> Command:
+    return click.argument("reference", metavar="REF")(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +37,7 @@ class Global:
     debug: bool
 
 
-def node_paths(context: typer.Context, root: Path | None) -> NodePaths:
+def node_paths(context: click.Context, root: Path | None) -> NodePaths:
     return NodePaths.choose(root or context.obj.root)
 
 
@@ -38,16 +50,7 @@ def show_error(error: LazyfsError) -> None:
 
 
 def print_json(values: Any) -> None:
-    typer.echo(json.dumps(values, indent=2))
-
-
-def size(count: float) -> str:
-    """Bytes for people, in powers of 1000 as storage and networks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    click.echo(json.dumps(values, indent=2))
 
 
 def short(digest: str) -> str:

@@ -1,36 +1,28 @@
 """`lazyfs convert`, `check` and `inspect`: images in stores. Needs no root and no node."""
 
 import sys
-from typing import Annotated
 
-import typer
+import click
 
-from lazyfs.cli.common import JsonOption, print_json, short, size
-
-Source = Annotated[str, typer.Argument(metavar="SRC", help="The image to convert: oci:DIR[:tag].")]
-Destination = Annotated[
-    str,
-    typer.Argument(
-        metavar="DST", help="Where the result goes: oci:DIR[:tag]; DIR may exist, blobs are shared."
-    ),
-]
-Ref = Annotated[str, typer.Argument(metavar="REF", help="A converted image: oci:DIR[:tag].")]
+from lazyfs.cli.common import json_option, print_json, reference_argument, short
+from lazyfs.draw.svg import byte_words
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(convert)
-    app.command()(check)
-    app.command()(inspect)
-
-
-def convert(
-    source: Source,
-    destination: Destination,
-    level: Annotated[int, typer.Option(min=1, max=19, help="zstd level.")] = 3,
-    jobs: Annotated[int, typer.Option(min=0, max=256, help="Threads that compress; 0: one per core.")] = 0,
-    json: JsonOption = False,
-) -> None:
+@click.command(short_help="Make an image that starts before it is downloaded.")
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd level.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(0, 256),
+    default=0,
+    help="Threads that compress; 0, the default: one per core.",
+)
+@json_option
+def convert(source: str, destination: str, level: int, jobs: int, as_json: bool) -> None:
     """Make an image that starts before it is downloaded.
+
+    SRC and DST are oci:DIR[:tag], OCI image layouts; DST may exist, blobs are shared.
 
     The result is an ordinary OCI image as well: any runtime that reads zstd layers can pull and run it. Its
     config, image ID and DiffIDs stay what they were.
@@ -46,11 +38,11 @@ def convert(
     from lazyfs.stores import open_store, parse_reference
 
     def on_layer(number: int, count: int, layer: LayerReport) -> None:
-        if not json:
+        if not as_json:
             done = "is converted already, copied" if layer.reused else f"{layer.seconds:.1f} s"
             print(
-                f"layer {number}/{count} {short(layer.source_digest)}: {size(layer.source_size)} -> "
-                f"{size(layer.size)}, {layer.chunks} chunks, {done}",
+                f"layer {number}/{count} {short(layer.source_digest)}: {byte_words(layer.source_size)} -> "
+                f"{byte_words(layer.size)}, {layer.chunks} chunks, {done}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -60,18 +52,21 @@ def convert(
     settings = Settings(level=level, jobs=jobs or os.cpu_count() or 1)
     with open_store(from_reference) as from_store, open_store(to_reference, create=True) as to_store:
         report = convert_image(from_store, from_reference, to_store, to_reference, settings, on_layer)
-    if json:
+    if as_json:
         print_json(report.as_dict())
         return
     before = sum(layer.source_size for layer in report.layers)
     after = sum(layer.size for layer in report.layers)
-    typer.echo(
+    click.echo(
         f"{report.destination}  {report.digest}\n"
-        f"{len(report.layers)} layers, {size(before)} -> {size(after)}, {report.seconds:.1f} s"
+        f"{len(report.layers)} layers, {byte_words(before)} -> {byte_words(after)}, {report.seconds:.1f} s"
     )
 
 
-def check(reference: Ref, json: JsonOption = False) -> None:
+@click.command(short_help="Prove a converted image, byte by byte.")
+@reference_argument
+@json_option
+def check(reference: str, as_json: bool) -> None:
     """Prove a converted image: every chunk, every DiffID, every tree.
 
     Reads every byte of it. Exit code 0 and one line when all is right; else the first thing that is wrong,
@@ -87,16 +82,20 @@ def check(reference: Ref, json: JsonOption = False) -> None:
     parsed = parse_reference(reference)
     with open_store(parsed) as store:
         report = check_image(store, parsed)
-    if json:
+    if as_json:
         print_json(report.as_dict())
         return
-    typer.echo(
+    click.echo(
         f"ok: {report.reference} is right: {report.layers} layers, {report.chunks} chunks, "
-        f"{size(report.blob_size)} hold {size(report.stream_size)} and {report.inodes} inodes, {report.seconds:.1f} s"
+        f"{byte_words(report.blob_size)} hold {byte_words(report.stream_size)} and {report.inodes} inodes, "
+        f"{report.seconds:.1f} s"
     )
 
 
-def inspect(reference: Ref, json: JsonOption = False) -> None:
+@click.command(short_help="Show what an image is made of.")
+@reference_argument
+@json_option
+def inspect(reference: str, as_json: bool) -> None:
     """Show what an image is made of, converted or not.
 
     \b
@@ -110,7 +109,7 @@ def inspect(reference: Ref, json: JsonOption = False) -> None:
     parsed = parse_reference(reference)
     with open_store(parsed) as store:
         description = describe_image(store, parsed)
-    if json:
+    if as_json:
         print_json(description)
     else:
-        typer.echo(render(description))
+        click.echo(render(description))

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from lazyfs.cli.common import short, size
+from lazyfs.cli.common import short
+from lazyfs.draw.svg import byte_words
 from lazyfs.formats.oci import Descriptor
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Reference, Store, load_image
@@ -67,11 +68,11 @@ def render(description: dict[str, Any]) -> str:
         f"  runs     {command or '(nothing: no Entrypoint and no Cmd)'}",
     ]
     for number, layer in enumerate(description["layers"], 1):
-        line = f"  layer {number}  {short(layer['digest'])}  {size(layer['size'])}"
+        line = f"  layer {number}  {short(layer['digest'])}  {byte_words(layer['size'])}"
         if layer["lazy"]:
             line += (
-                f"  holds {size(layer['stream_size'])}, {layer['inodes']} inodes in {layer['chunks']} chunks, "
-                f"TOC {size(layer['toc']['size'])}"
+                f"  holds {byte_words(layer['stream_size'])}, {layer['inodes']} inodes in {layer['chunks']} chunks, "
+                f"TOC {byte_words(layer['toc']['size'])}"
             )
         else:
             line += f"  not converted ({layer['media_type']})"

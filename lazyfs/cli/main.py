@@ -7,10 +7,8 @@ pay for nothing else.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import click
-import typer
 
 from lazyfs import __version__
 from lazyfs.cli import images, mounts, node, run
@@ -21,62 +19,52 @@ INTERNAL_ERROR = 70
 INTERRUPTED = 130
 DEFECT = "this is a defect of lazyfs; --debug shows where"
 
-EPILOG = """
-\b
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
 Three commands do it:
   lazyfs convert oci:./images:app oci:./lazy:app     in CI, once
   lazyfs run oci:./lazy:app                          on a node, without pulling
   lazyfs status                                      what is here, what was fetched
-"""
-
-app = typer.Typer(
-    name="lazyfs",
-    help="Containers that start before their image is downloaded.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+""",
 )
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"lazyfs {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _global_options(
-    context: typer.Context,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Where the node keeps everything (default: $LAZYFS_ROOT, else /var/lib/lazyfs)."),
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where the node keeps everything (default: $LAZYFS_ROOT, else /var/lib/lazyfs).",
+)
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.version_option(__version__, message="lazyfs %(version)s")
+@click.pass_context
+def app(context: click.Context, root: Path | None, debug: bool) -> None:
+    """Containers that start before their image is downloaded."""
     context.obj = Global(root, debug)
 
 
-images.add_to(app)
-run.add_to(app)
-mounts.add_to(app)
-node.add_to(app)
+for _command in (
+    images.convert,
+    images.check,
+    images.inspect,
+    run.run,
+    mounts.mount,
+    mounts.umount,
+    node.status,
+    node.doctor,
+    node.shutdown,
+):
+    app.add_command(_command)
 
 
 def main() -> None:
     """The console script: runs the command, and exits with its code."""
-    sys.exit(_run())
+    sys.exit(_run(sys.argv[1:]))
 
 
-def _run() -> int:
-    debug = "--debug" in sys.argv[1:]
+def _run(words: list[str]) -> int:
+    debug = "--debug" in words
     try:
-        code = app(standalone_mode=False)
+        code = app.main(words, prog_name="lazyfs", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

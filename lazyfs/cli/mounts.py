@@ -1,29 +1,23 @@
 """`lazyfs mount` and `lazyfs umount`."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from lazyfs.cli.common import RootOption, node_paths
+from lazyfs.cli.common import node_paths, reference_argument, root_option
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory.")]
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(mount)
-    app.command()(umount)
+directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
-def mount(
-    context: typer.Context,
-    reference: Annotated[str, typer.Argument(metavar="REF", help="A converted image: oci:DIR[:tag].")],
-    directory: Directory,
-    rw: Annotated[
-        bool, typer.Option("--rw", help="An overlay that can be written; what is written goes with `umount`.")
-    ] = False,
-    root: RootOption = None,
-) -> None:
+@click.command(short_help="Show an image's file system at a directory.")
+@reference_argument
+@directory_argument
+@click.option(
+    "--rw", is_flag=True, help="An overlay that can be written; what is written goes with `umount`."
+)
+@root_option
+@click.pass_context
+def mount(context: click.Context, reference: str, directory: Path, rw: bool, root: Path | None) -> None:
     """Show an image's file system at DIR; its bytes come when they are read.
 
     \b
@@ -36,20 +30,22 @@ def mount(
 
     from lazyfs.daemon.client import ensure_daemon
     from lazyfs.mount.images import check_target, mount_view, mount_writable
-    from lazyfs.stores.reference import parse_reference
 
     paths = node_paths(context, root)
-    absolute = str(parse_reference(reference).absolute())
     target = directory.resolve()
     check_target(target)
-    image = ensure_daemon(paths).open_image(absolute)
+    image = ensure_daemon(paths).open_image(reference)
     if rw:
         mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")
     else:
         mount_view(paths, image, target)
 
 
-def umount(context: typer.Context, directory: Directory, root: RootOption = None) -> None:
+@click.command(short_help="Undo `lazyfs mount`.")
+@directory_argument
+@root_option
+@click.pass_context
+def umount(context: click.Context, directory: Path, root: Path | None) -> None:
     """Take away what `lazyfs mount` put at DIR, and with --rw what was written there.
 
     \b

@@ -1,19 +1,19 @@
 """`lazyfs status`, `doctor` and `shutdown`: the node itself."""
 
+from pathlib import Path
 from typing import Any
 
-import typer
+import click
 
-from lazyfs.cli.common import JsonOption, RootOption, node_paths, print_json, short, size
-
-
-def add_to(app: typer.Typer) -> None:
-    app.command()(status)
-    app.command()(doctor)
-    app.command()(shutdown)
+from lazyfs.cli.common import json_option, node_paths, print_json, root_option, short
+from lazyfs.draw.svg import byte_words
 
 
-def status(context: typer.Context, json: JsonOption = False, root: RootOption = None) -> None:
+@click.command(short_help="What is here, and what was fetched.")
+@json_option
+@root_option
+@click.pass_context
+def status(context: click.Context, as_json: bool, root: Path | None) -> None:
     """Show what the node serves and what it has fetched. Exit code 3 when no daemon runs.
 
     \b
@@ -27,16 +27,16 @@ def status(context: typer.Context, json: JsonOption = False, root: RootOption = 
     paths = node_paths(context, root)
     values = DaemonClient(paths).status()
     values["mounts"] = [{"target": str(entry.target), "kind": entry.kind} for entry in targets(paths)]
-    if json:
+    if as_json:
         print_json(values)
     else:
-        typer.echo(_render(values))
+        click.echo(_render(values))
 
 
 def _render(values: dict[str, Any]) -> str:
     lines = [
         f"daemon {values['pid']} of {values['root']}, up {values['seconds_up']:.0f} s",
-        f"  {values['requests']} requests brought {size(values['store_bytes'])}; "
+        f"  {values['requests']} requests brought {byte_words(values['store_bytes'])}; "
         f"the kernel read {values['device_reads']} times",
     ]
     layers = {layer["device"]: layer for layer in values["layers"]}
@@ -44,7 +44,7 @@ def _render(values: dict[str, Any]) -> str:
         total = sum(layers[number]["bytes"] for number in image["layers"])
         present = sum(layers[number]["present_bytes"] for number in image["layers"])
         lines.append(
-            f"  image {image['reference']}  {short(image['digest'])}  {size(present)} of {size(total)} here"
+            f"  image {image['reference']}  {short(image['digest'])}  {byte_words(present)} of {byte_words(total)} here"
         )
     lines += [f"  mount {mount['target']} ({mount['kind']})" for mount in values["mounts"]]
     if values["failed_fetches"] or values["cache_write_failures"]:
@@ -55,7 +55,11 @@ def _render(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def doctor(context: typer.Context, json: JsonOption = False, root: RootOption = None) -> None:
+@click.command(short_help="Can this machine run lazyfs?")
+@json_option
+@root_option
+@click.pass_context
+def doctor(context: click.Context, as_json: bool, root: Path | None) -> None:
     """Look whether this machine can run lazyfs, and say what is missing. Exit code 7 when something is.
 
     \b
@@ -66,19 +70,22 @@ def doctor(context: typer.Context, json: JsonOption = False, root: RootOption = 
     from lazyfs.errors import NodeError
 
     findings = diagnose(node_paths(context, root))
-    if json:
+    if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:
         for finding in findings:
             mark = "ok  " if finding.ok else "FAIL"
-            typer.echo(f"{mark}  {finding.name}: {finding.found}")
+            click.echo(f"{mark}  {finding.name}: {finding.found}")
             if not finding.ok:
-                typer.echo(f"      {finding.remedy}")
+                click.echo(f"      {finding.remedy}")
     if not all(finding.ok for finding in findings):
-        raise typer.Exit(NodeError.exit_code)
+        context.exit(NodeError.exit_code)
 
 
-def shutdown(context: typer.Context, root: RootOption = None) -> None:
+@click.command(short_help="End the daemon, when nothing is mounted.")
+@root_option
+@click.pass_context
+def shutdown(context: click.Context, root: Path | None) -> None:
     """End the node's daemon; refused (exit code 8) while an image is mounted.
 
     \b

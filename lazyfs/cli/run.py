@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
+import click
 
-from lazyfs.cli.common import RootOption, node_paths, show_error
+from lazyfs.cli.common import node_paths, reference_argument, root_option, show_error
 from lazyfs.config import NodePaths
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, NodeError
 
 if TYPE_CHECKING:
+    from lazyfs.daemon.client import DaemonClient
     from lazyfs.run.options import RunOptions
 
 OWN_FAILURE = 125
@@ -23,42 +24,49 @@ OWN_FAILURE = 125
 PREFIX = "run-"
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(context_settings={"allow_interspersed_args": False})(run)
-
-
+@click.command(
+    short_help="Run a container without pulling its image.",
+    context_settings={"allow_interspersed_args": False},
+)
+@reference_argument
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; NAME alone passes it on."
+)
+@click.option("--env-file", multiple=True, type=click.Path(path_type=Path), help="Variables from a file.")
+@click.option("-v", "--volume", multiple=True, metavar="SRC:DST[:ro]", help="Mount a host path.")
+@click.option("--entrypoint", help="Replace the image's Entrypoint.")
+@click.option("-w", "--workdir", default="", help="Working directory.")
+@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names or numbers.")
+@click.option("-i", "--interactive", is_flag=True, help="Connect standard input.")
+@click.option("-t", "--tty", is_flag=True, help="Give the container this terminal.")
+@click.option("--name", default="", help="Name of the container.")
+@click.option("--hostname", default="", help="Its host name.")
+@click.option("--read-only", is_flag=True, help="The root file system cannot be written.")
+@click.option("--network", default="host", metavar="host|none", help="Default: host.")
+@click.option("-m", "--memory", default="", metavar="SIZE", help="Limit, such as 512m.")
+@click.option("--runtime", default="", help="OCI runtime: a name or a path (default: crun, else runc).")
+@click.option(
+    "--timeline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw what was fetched and read when (SVG).",
+)
+@click.option("--rm", is_flag=True, help="For those used to it: nothing is ever left behind.")
+@root_option
+@click.pass_context
 def run(
-    context: typer.Context,
-    reference: Annotated[str, typer.Argument(metavar="REF", help="A converted image: oci:DIR[:tag].")],
-    args: Annotated[
-        list[str] | None, typer.Argument(metavar="[ARGS]...", help="Replace the image's Cmd.")
-    ] = None,
-    env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="NAME[=VALUE]")] = None,
-    volume: Annotated[
-        list[str] | None, typer.Option("-v", "--volume", metavar="SRC:DST[:ro]", help="Mount a host path.")
-    ] = None,
-    entrypoint: Annotated[str | None, typer.Option(help="Replace the image's Entrypoint.")] = None,
-    workdir: Annotated[str, typer.Option("-w", "--workdir", help="Working directory.")] = "",
-    user: Annotated[str, typer.Option("-u", "--user", metavar="NAME|UID[:GROUP|GID]")] = "",
-    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Connect standard input.")] = False,
-    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give the container this terminal.")] = False,
-    name: Annotated[str, typer.Option(help="Name of the container.")] = "",
-    hostname: Annotated[str, typer.Option(help="Its host name.")] = "",
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="The root file system cannot be written.")
-    ] = False,
-    network: Annotated[str, typer.Option(metavar="host|none")] = "host",
-    memory: Annotated[str, typer.Option("-m", "--memory", metavar="SIZE", help="Limit, such as 512m.")] = "",
-    runtime: Annotated[
-        str, typer.Option(help="OCI runtime: a name or a path (default: crun, else runc).")
-    ] = "",
-    timeline: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw what was fetched and read when (SVG).")
-    ] = None,
-    rm: Annotated[
-        bool, typer.Option("--rm", help="For those used to it: nothing is ever left behind.")
-    ] = False,
-    root: RootOption = None,
+    context: click.Context,
+    /,
+    reference: str,
+    args: tuple[str, ...],
+    timeline: Path | None,
+    env_file: tuple[Path, ...],
+    env: tuple[str, ...],
+    volume: tuple[str, ...],
+    rm: bool,
+    root: Path | None,
+    **words: Any,
 ) -> None:
     """Run a command in a container of a converted image, without downloading it first.
 
@@ -76,22 +84,7 @@ def run(
     from lazyfs.run.options import parse_options
 
     try:
-        options = parse_options(
-            args or (),
-            env=env or (),
-            volumes=volume or (),
-            entrypoint=entrypoint,
-            workdir=workdir,
-            user=user,
-            interactive=interactive,
-            tty=tty,
-            name=name,
-            read_only=read_only,
-            network=network,
-            memory=memory,
-            hostname=hostname,
-            runtime=runtime,
-        )
+        options = parse_options(args, env=env, env_files=env_file, volumes=volume, **words)
         code = _run(node_paths(context, root), reference, options, timeline)
     except LazyfsError as error:
         if context.obj.debug:
@@ -102,23 +95,34 @@ def run(
             if isinstance(error, CommandNotFoundError | CommandNotExecutableError)
             else OWN_FAILURE
         )
-    raise typer.Exit(code)
+    context.exit(code)
+
+
+class RunConfig(NamedTuple):
+    """What a run reads of an image's config, as the daemon answers it."""
+
+    entrypoint: tuple[str, ...]
+    cmd: tuple[str, ...]
+    env: tuple[str, ...]
+    working_dir: str
+    user: str
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _run(paths: NodePaths, reference: str, options: "RunOptions", timeline: Path | None) -> int:
     from lazyfs.daemon.client import ensure_daemon
-    from lazyfs.formats.oci import parse_config
     from lazyfs.mount.images import mount_writable, unmount_image
     from lazyfs.run.container import cleanup_stale, run_container
-    from lazyfs.stores.reference import parse_reference
 
     began = time.monotonic()
-    absolute = str(parse_reference(reference).absolute())
     client = ensure_daemon(paths)
     cleanup_stale(paths.containers)
     remove_stale_runs(paths)
-    image = client.open_image(absolute)
-    config = parse_config(image["config"].encode())
+    image = client.open_image(reference)
+    config = RunConfig(*(_frozen(image["config"][name]) for name in RunConfig._fields))
     with _directory(paths) as directory:
         rootfs = directory / "rootfs"
         rootfs.mkdir()
@@ -128,13 +132,22 @@ def _run(paths: NodePaths, reference: str, options: "RunOptions", timeline: Path
         finally:
             unmount_image(paths, rootfs, detach=True)
             if timeline is not None:
-                _draw(client.timeline(began), began, timeline)
+                _draw(client, image, began, timeline)
 
 
-def _draw(recorded: dict[str, Any], began: float, file: Path) -> None:
-    from lazyfs.cli.timeline import draw
+def _draw(client: "DaemonClient", image: dict[str, Any], began: float, file: Path) -> None:
+    from lazyfs.draw.timeline import draw
 
-    file.write_text(draw(recorded, began))
+    sizes = {
+        layer["blob"]: layer["bytes"]
+        for layer in client.status()["layers"]
+        if layer["device"] in image["layers"]
+    }
+    picture = draw(client.timeline(began), sizes, began, None, f"lazyfs run {image['reference']}")
+    try:
+        file.write_text(picture)
+    except OSError as error:
+        raise NodeError(f"cannot write the timeline to {file}: {error.strerror}") from error
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.server_activate()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a client went away", exc_info=True)
+        log.debug("a client of the control API went away")
 
 
 class _Handler(BaseHTTPRequestHandler):

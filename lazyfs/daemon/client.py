@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
@@ -31,8 +32,8 @@ class DaemonClient:
         self._paths = paths
 
     def open_image(self, reference: str) -> dict[str, Any]:
-        """See `Node.open_image`."""
-        return self._call("POST", "/v1/images", {"reference": reference})
+        """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
+        return self._call("POST", "/v1/images", {"reference": reference, "directory": str(Path.cwd())})
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")
@@ -69,7 +70,8 @@ class DaemonClient:
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         payload = json.dumps(body or {}).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: lazyfs\r\nConnection: close\r\nContent-Length: {len(payload)}\r\n\r\n"
+        headers = f"Host: lazyfs\r\nConnection: close\r\nContent-Length: {len(payload)}"
+        head = f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n"
         with self._connect() as connection:
             try:
                 connection.sendall(head.encode() + payload)

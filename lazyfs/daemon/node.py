@@ -27,6 +27,7 @@ from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse
 log = logging.getLogger(__name__)
 
 FETCH_THREADS = 16
+RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,14 @@ class Node:
             directory.mkdir(parents=True, exist_ok=True)
         _remove_others(paths.bootstraps, self._bootstraps.name)
 
-    def open_image(self, reference_text: str) -> dict[str, Any]:
+    def open_image(self, reference_text: str, directory: Path) -> dict[str, Any]:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
 
-        Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest layer first),
-        `config` (the image config as text), `digest`, `reference`.
+        A relative path in the reference counts from `directory`. Returns `key` (the same for equal layers),
+        `bootstrap`, `devices` (paths, lowest layer first), `layers` (their device numbers), `config` (what
+        a run reads of the image's config), `digest`, `reference`.
         """
-        reference = parse_reference(reference_text).absolute()
+        reference = parse_reference(reference_text).absolute(directory)
         store = self._store(reference)
         image = load_image(store, reference)
         self.timeline.small_read(len(image.manifest_bytes))
@@ -201,7 +203,7 @@ class Node:
             "devices": [str(self._paths.fuse / str(layer.inode)) for layer in layers],
             "layers": [layer.inode for layer in layers],
             "blob_bytes": sum(layer.size for layer, _ in image.layers),
-            "config": image.config_bytes.decode(),
+            "config": {name: getattr(image.config, name) for name in RUN_CONFIG},
         }
 
 

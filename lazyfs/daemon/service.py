@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -85,7 +86,9 @@ async def _serve(
 
 def _calls(node: Node, request_stop: Call) -> dict[str, Call]:
     return {
-        "POST /v1/images": lambda body: node.open_image(_argument(body, "reference", str)),
+        "POST /v1/images": lambda body: node.open_image(
+            _argument(body, "reference", str), Path(_argument(body, "directory", str))
+        ),
         "GET /v1/status": lambda _: node.status(),
         "POST /v1/timeline": lambda body: node.recorded(_argument(body, "since", float)),
         "POST /v1/shutdown": request_stop,

@@ -86,7 +86,7 @@ class LayerCache:
         return bool(((state == WRITTEN) | (state == DURABLE)).all())
 
     def put(self, index: int, plain: bytes) -> None:
-        """Keep a chunk that has been verified. Raises OSError when the disk is full or fails; nothing is marked then."""
+        """Keep a verified chunk. Raises OSError when the disk is full or fails; nothing is marked then."""
         start = int(self.chunks.start[index])
         view = memoryview(plain)
         while view:

@@ -46,10 +46,13 @@ class Reference:
         """What `Store.resolve` takes: the digest, else the tag, else None."""
         return self.digest or self.tag
 
-    def absolute(self) -> "Reference":
-        """The same image, named for a process with another working directory."""
+    def absolute(self, directory: Path | None = None) -> "Reference":
+        """The same image, named for a process with another working directory.
+
+        A relative path counts from ``directory``, or from this process's own.
+        """
         try:
-            path = str(Path(self.location).absolute())
+            path = str((directory or Path.cwd()) / self.location)
         except OSError as error:
             raise NotFoundError(
                 f"the working directory, which {self} counts from, is gone",
