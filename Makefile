@@ -1,0 +1,45 @@
+# The ways into this project. Each sets up what it needs first (see scripts/setup.sh).
+SHELL := /bin/bash
+PYTHON_BIN := .venv/bin/python
+# Starts are measured, so they must find their bytecode as an installed program does.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-demo setup-test demo test lint types imports bench lock clean
+
+help: ## list what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: setup-test ## install everything: system packages, and .venv from the lock
+
+setup-demo:
+	@scripts/setup.sh demo
+
+setup-test:
+	@scripts/setup.sh test
+
+demo: setup-demo ## convert a real image and start a container that has not been downloaded
+	@$(PYTHON_BIN) -m benchmarks.demo
+
+test: lint types imports ## all checks and tests (ARGS="tests/formats -k toc" for some of the tests)
+	@scripts/run-tests.sh $(PYTHON_BIN) -m pytest $(ARGS)
+
+lint: setup-test ## ruff: style and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: setup-test ## mypy, strict
+	.venv/bin/mypy
+
+imports: setup-test ## import-linter: which part may know which
+	.venv/bin/lint-imports
+
+bench: setup-test ## measure against what people use now
+	@$(PYTHON_BIN) -m benchmarks
+
+lock: setup-test ## pin every dependency again, newest first
+	@scripts/lock.sh
+
+clean: ## remove everything that was made here, mounts and programs included
+	@scripts/clean.sh
