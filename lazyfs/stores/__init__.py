@@ -3,6 +3,7 @@
 from lazyfs.stores.base import BlobWriter, Store, check_complete, read_verified, write_blob
 from lazyfs.stores.image import Image, host_platform, load_image, parse_platform
 from lazyfs.stores.layout import LayoutStore
+from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG, Reference, check_tag, parse_reference
 from lazyfs.stores.transports import open_store
 
@@ -13,6 +14,7 @@ __all__ = [
     "LayoutStore",
     "Reference",
     "Store",
+    "StoreOptions",
     "check_complete",
     "check_tag",
     "host_platform",

@@ -1,6 +1,7 @@
 """How stores are reached, beyond what a reference says: one value for every transport."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,9 +10,18 @@ class StoreOptions:
 
     S3: ``endpoint_url`` names a server that is not AWS, ``region`` its region, ``profile`` a section of
     the AWS configuration files; ``path_style`` puts the bucket into the path instead of the host name.
+
+    Registries: ``insecure`` does without proof of who a registry is, and without TLS where it has none;
+    ``auth_file`` is the only file that passwords are looked for in; ``certs_dirs`` are the directories
+    that, as ``/etc/docker/certs.d`` does, hold a directory per registry; ``timeout`` is how many seconds
+    one read may take, all its attempts together.
     """
 
     endpoint_url: str | None = None
     region: str | None = None
     profile: str | None = None
     path_style: bool | None = None
+    insecure: bool = False
+    auth_file: Path | None = None
+    certs_dirs: tuple[Path, ...] | None = None
+    timeout: float = 60.0

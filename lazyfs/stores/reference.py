@@ -10,13 +10,19 @@ from pathlib import Path
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
 from lazyfs.formats.oci import parse_digest
 from lazyfs.formats.strict_json import short
+from lazyfs.stores.registry.names import check_registry_tag, parse_repository
 
 DEFAULT_TAG = "latest"
 
-_FORMS = {"oci": "oci:DIR[:tag] or oci:DIR@sha256:…"}
+_FORMS = {
+    "oci": "oci:DIR[:tag] or oci:DIR@sha256:…",
+    "docker": "docker://[HOST[:PORT]/]REPOSITORY[:tag] or …@sha256:…",
+}
+# What stands between the transport and a location that is no path on this machine.
+_REMOTE = {"docker": "//"}
 _EXAMPLE = "oci:./images:latest"
 _SKOPEO_TRANSPORTS = frozenset(
-    {"containers-storage", "dir", "docker", "docker-archive", "docker-daemon", "oci-archive"}
+    {"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive"}
 )
 _ALPHANUM = r"[A-Za-z0-9]+"
 _COMPONENT = rf"{_ALPHANUM}(?:(?:[-._:@+]|--){_ALPHANUM})*"
@@ -28,7 +34,7 @@ _DIGEST_TAIL = re.compile(r"(.*)@(sha[0-9]+:.*)", re.DOTALL)
 class Reference:
     """Which image in which store: at most one of ``tag`` and ``digest`` for a directory or an archive.
 
-    ``location`` is what the transport makes of it: the directory of ``oci:``.
+    ``location`` is what the transport makes of it: the directory of ``oci:``, the repository of ``docker:``.
     """
 
     transport: str
@@ -39,7 +45,7 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag is not None else ""
         digest = f"@{self.digest}" if self.digest is not None else ""
-        return f"{self.transport}:{self.location}{tag}{digest}"
+        return f"{self.transport}:{_REMOTE.get(self.transport, '')}{self.location}{tag}{digest}"
 
     @property
     def selector(self) -> str | None:
@@ -51,6 +57,8 @@ class Reference:
 
         A relative path counts from ``directory``, or from this process's own.
         """
+        if self.transport in _REMOTE:
+            return self
         try:
             path = str((directory or Path.cwd()) / self.location)
         except OSError as error:
@@ -87,13 +95,16 @@ def parse_reference(text: str) -> Reference:
             parse_digest(digest)
         except (BadInputError, UnsupportedError) as error:
             raise UsageError(f"{short(text, 200)}: {error.message}", hint=error.hint) from error
-    location, colon, name = rest.partition(":")
-    tag = name if colon else None
-    _check_location(text, location)
+    if transport == "docker":
+        location, tag = _split_repository(text, rest)
+    else:
+        location, colon, name = rest.partition(":")
+        tag = name if colon else None
+        _check_location(text, location)
+        if tag is not None:
+            check_tag(tag)
     if tag is not None and digest is not None:
         raise UsageError(f"{short(text, 200)} has both a tag and a digest", hint="name one of them")
-    if tag is not None:
-        check_tag(tag)
     return Reference(transport, location, tag, digest)
 
 
@@ -108,6 +119,19 @@ def check_tag(tag: str) -> None:
         raise UsageError(
             f"{short(tag)} is a digest, not a tag", hint="write @ before a digest: oci:DIR@sha256:…"
         )
+
+
+def _split_repository(text: str, rest: str) -> tuple[str, str | None]:
+    if not rest.startswith("//"):
+        raise UsageError(f"{short(text, 200)} has no // before its registry", hint=_FORMS["docker"])
+    head, slash, last = rest[2:].rpartition("/")
+    name, colon, tag = last.partition(":")
+    location = f"{head}{slash}{name}"
+    parse_repository(location)
+    if not colon:
+        return location, None
+    check_registry_tag(tag)
+    return location, tag
 
 
 def _check_location(text: str, location: str) -> None:
@@ -135,5 +159,5 @@ def _unknown_transport(text: str) -> UsageError:
         return UsageError(f"transport {short(transport)} is not supported: {shown}", hint=known)
     return UsageError(
         f"{shown} names no transport",
-        hint=f"an image in a registry comes by `skopeo copy docker://IMAGE {_EXAMPLE}`. {known}",
+        hint=f"an image in a registry is named docker://IMAGE. {known}",
     )

@@ -5,13 +5,17 @@ from pathlib import Path
 from lazyfs.errors import UsageError
 from lazyfs.stores.base import Store
 from lazyfs.stores.layout import LayoutStore
+from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import Reference
 
+_DEFAULTS = StoreOptions()
 
-def open_store(reference: Reference, *, create: bool = False) -> Store:
+
+def open_store(reference: Reference, *, create: bool = False, options: StoreOptions = _DEFAULTS) -> Store:
     """Open the store of an image, for reading, or with ``create`` for writing: then it is made if need be.
 
-    Raises NotFoundError when it is not there, UsageError for an unknown transport.
+    A store that is not on this machine is first spoken to when something is asked of it. Raises NotFoundError
+    when it is not there, UsageError for an unknown transport.
     """
     if reference.transport == "oci":
         return LayoutStore(Path(reference.location), create=create)

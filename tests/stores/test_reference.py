@@ -37,7 +37,11 @@ def test_a_reference_survives_its_text(location: str, selector: dict[str, str]) 
 
 
 @calm
-@given(st.text(max_size=60) | st.text("oci:/@a.sh256", max_size=40).map(lambda text: f"oci:{text}"))
+@given(
+    st.text(max_size=60)
+    | st.text("oci:/@a.sh256", max_size=40).map(lambda text: f"oci:{text}")
+    | st.text("a:/@.sh256-_", max_size=40).map(lambda text: f"docker://{text}")
+)
 def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
     try:
         reference = parse_reference(text)
@@ -58,6 +62,10 @@ def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
             "oci:d:docker.io/library/busybox:latest",
             Reference("oci", "d", tag="docker.io/library/busybox:latest"),
         ),
+        ("docker://busybox", Reference("docker", "busybox")),
+        ("docker://localhost:5000/a/b:v1", Reference("docker", "localhost:5000/a/b", tag="v1")),
+        ("docker://localhost:5000", Reference("docker", "localhost", tag="5000")),
+        (f"docker://[::1]:5000/app@{DIGEST}", Reference("docker", "[::1]:5000/app", digest=DIGEST)),
     ],
 )
 def test_references_as_skopeo_writes_them(text: str, reference: Reference) -> None:
@@ -68,11 +76,19 @@ def test_references_as_skopeo_writes_them(text: str, reference: Reference) -> No
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("busybox", "skopeo copy docker://"),
-        ("busybox:latest", "skopeo copy docker://"),
+        ("busybox", "is named docker://IMAGE"),
+        ("busybox:latest", "is named docker://IMAGE"),
         ("/srv/images", "a directory is named oci:DIR"),
         ("./images:v1", "a directory is named oci:DIR"),
-        ("docker://busybox", "skopeo copy 'docker://busybox' oci:"),
+        ("docker:busybox", "docker://[HOST[:PORT]/]REPOSITORY[:tag]"),
+        ("docker://", "for example docker://registry.example:5000/team/app:v1"),
+        ("docker://host:99999/app", "for example docker://registry.example:5000/team/app:v1"),
+        ("docker://-a-/app", "a repository is lower-case letters"),
+        ("docker://host.example/App", "a repository is lower-case letters"),
+        ("docker://host.example/../app", "a repository is lower-case letters"),
+        ("docker://host.example/app:a/b", "a repository is lower-case letters"),
+        ("docker://host.example/app:", "a tag is up to 128 letters"),
+        (f"docker://host.example/app:{'a' * 129}", "a tag is up to 128 letters"),
         ("docker-archive:f.tar", "skopeo copy 'docker-archive:f.tar' oci:"),
         ("s3://bucket/repo:tag", "supported: oci:DIR[:tag]"),
         ("", "for example oci:./images:latest"),
@@ -101,6 +117,8 @@ def test_an_absolute_reference_means_the_same_elsewhere(
     reference = parse_reference("oci:images:v1").absolute()
     assert str(reference) == f"oci:{tmp_path}/images:v1"
     assert reference.absolute() == reference
+    remote = parse_reference("docker://busybox")
+    assert remote.absolute() == remote
 
 
 def test_a_reference_cannot_be_absolute_where_paths_have_colons(
