@@ -17,6 +17,7 @@ from converter.unpack import as_file, checked_blob, plain_pieces
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import seekable, toc
 from lazyfs.formats.bootstrap import build
+from lazyfs.formats.frames import ZSTD
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci import Descriptor
@@ -109,7 +110,7 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
 
 
 def _check_seek_table(store: Store, layer: Descriptor, claimed: toc.Toc) -> None:
-    """The standard seek table must say of the stream's frames what the TOC says."""
+    """The standard seek table of a zstd blob must say of the stream's frames what the TOC says."""
     tail = store.read(
         layer.digest, max(0, layer.size - seekable.FOOTER_SIZE), min(layer.size, seekable.FOOTER_SIZE)
     )
@@ -145,7 +146,9 @@ def _check_chunks(store: Store, layer: Descriptor, claimed: toc.Toc, appendix: b
         data = memoryview(store.read(layer.digest, start, end - start))
         for each in range(index, last + 1):
             at = int(chunks.blob_offset[each]) - start
-            plain = open_chunk(chunks, each, data[at : at + int(chunks.blob_length[each])], layer.digest)
+            plain = open_chunk(
+                claimed.codec, chunks, each, data[at : at + int(chunks.blob_length[each])], layer.digest
+            )
             if int(chunks.start[each]) >= claimed.stream_size:
                 digest.update(plain)
         index = last + 1

@@ -11,25 +11,21 @@ Decompression, hashing and compression release the interpreter's lock, so thread
 import hashlib
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-import zstandard
-
-from converter.appendix import BLOCK, Appendix
+from converter.appendix import Appendix
+from converter.blob import BlobBuilder
 from converter.cuts import CutRules
 from converter.stream import ChunkedStream
 from converter.unpack import checked_blob, plain_pieces
 from lazyfs.errors import IntegrityError
-from lazyfs.formats import seekable, toc
-from lazyfs.formats.chunks import ChunkTable, chunk_digest
+from lazyfs.formats import toc
+from lazyfs.formats.frames import DEFAULT_LEVELS, MEDIA_TYPES, NONE, ZSTD
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import OCI_LAYER_ZSTD, TOC_ANNOTATION, Descriptor, TocLocation
+from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
 from lazyfs.formats.tarwalk import walk
-from lazyfs.stores.base import BlobWriter, Store
+from lazyfs.stores.base import Store
 
 QUEUE_PIECES = 8
 """Plain pieces (1 MiB) between the reader and the walk."""
@@ -39,9 +35,15 @@ QUEUE_PIECES = 8
 class Settings:
     """How layers are converted; equal input and settings give equal bytes."""
 
-    level: int = 3
+    codec: str = ZSTD
+    level: int | None = None
+    """None: the codec's default."""
     rules: CutRules = field(default_factory=CutRules)
     jobs: int = 2
+
+    @property
+    def effective_level(self) -> int:
+        return DEFAULT_LEVELS[self.codec] if self.level is None else self.level
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,6 @@ class ConvertedLayer:
     descriptor: Descriptor
     toc: toc.Toc
     toc_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    length: int
-    digest: bytes
-    frame: bytes
 
 
 def convert_layer(
@@ -69,10 +64,10 @@ def convert_layer(
     with (
         target.writer() as writer,
         Appendix(layer.digest) as appendix,
-        _Compressor(writer, settings) as frames,
+        BlobBuilder(writer, settings.codec, settings.effective_level, settings.jobs) as blob,
     ):
         with _PlainReader(checked_blob(source.stream(layer.digest), layer), layer.digest) as plain:
-            stream = ChunkedStream(plain, settings.rules, frames.add)
+            stream = ChunkedStream(plain, settings.rules, blob.add)
             tree = TreeBuilder(layer.digest)
             for member in walk(stream):
                 stream.plan(member)
@@ -84,20 +79,22 @@ def convert_layer(
                 hint="the source image is inconsistent: build it again",
             )
         size = stream.position
-        frames.finish_stream()
-        appendix_start = frames.write_appendix(size, appendix, settings.rules.chunk_size)
+        blob.finish_stream()
+        appendix_start = blob.add_appendix(size, appendix, settings.rules.chunk_size)
         document = toc.Toc(
             diff_id=bytes.fromhex(plain.digest),
             stream_size=size,
-            codec=toc.CODEC_ZSTD,
-            chunks=frames.table(),
+            # What is stored uncompressed stands in zstd frames all the same.
+            codec=ZSTD if settings.codec == NONE else settings.codec,
+            chunks=blob.table(),
             tree=tree.finish(appendix_start),
         )
         packed = toc.encode(document)
-        location = frames.write_toc(packed)
+        location = blob.add_toc(packed)
         digest, blob_size = writer.commit()
     annotations = {**layer.annotations, TOC_ANNOTATION: location.format()}
-    return ConvertedLayer(Descriptor(OCI_LAYER_ZSTD, digest, blob_size, annotations), document, len(packed))
+    descriptor = Descriptor(MEDIA_TYPES[settings.codec], digest, blob_size, annotations)
+    return ConvertedLayer(descriptor, document, len(packed))
 
 
 class _PlainReader:
@@ -149,96 +146,3 @@ class _PlainReader:
             self._queue.put(StopIteration())
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
             self._queue.put(error)
-
-
-class _Compressor:
-    """Turns chunks into frames on several cores and writes them in order."""
-
-    def __init__(self, writer: BlobWriter, settings: Settings) -> None:
-        self._writer = writer
-        self._level = settings.level
-        self._local = threading.local()
-        self._pool = ThreadPoolExecutor(settings.jobs, thread_name_prefix="compress")
-        self._ahead = 2 * settings.jobs + 2
-        self._pending: deque[Future[_Chunk]] = deque()
-        self._position = 0
-        self._frames: list[tuple[int, int]] = []
-        self._chunks: list[tuple[int, int, int]] = []
-        self._digests: list[bytes] = []
-
-    def __enter__(self) -> "_Compressor":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def add(self, plain: bytes) -> None:
-        """Take one chunk of the stream; waits while too many are on their way."""
-        self._pending.append(self._pool.submit(self._compress, plain))
-        while len(self._pending) > self._ahead:
-            self._write_next()
-
-    def finish_stream(self) -> None:
-        while self._pending:
-            self._write_next()
-
-    def write_appendix(self, stream_size: int, appendix: Appendix, chunk_size: int) -> int:
-        """Write what the device has behind the stream, in one skippable frame; returns its device offset.
-
-        The appendix starts with zeros up to a block, since nothing can be mapped between blocks.
-        """
-        padding = -stream_size % BLOCK
-        chunks = [self._compress(bytes(padding))] if padding else []
-        rest = b""
-        for piece in appendix.pieces():
-            rest += piece
-            while len(rest) >= chunk_size:
-                chunks.append(self._compress(rest[:chunk_size]))
-                rest = rest[chunk_size:]
-        if rest:
-            chunks.append(self._compress(rest))
-        if chunks:
-            size = sum(len(chunk.frame) for chunk in chunks)
-            self._write_raw(seekable.skippable_header(seekable.SKIPPABLE_MAGIC_APPENDIX, size))
-            for chunk in chunks:
-                self._record(chunk)
-                self._write_raw(chunk.frame)
-            self._frames.append((seekable.SKIPPABLE_HEADER_SIZE + size, 0))
-        return stream_size + padding
-
-    def write_toc(self, packed: bytes) -> TocLocation:
-        """Write the TOC's skippable frame and the seek table, with which the blob ends."""
-        self._write_raw(seekable.skippable_frame(seekable.SKIPPABLE_MAGIC_TOC, packed))
-        location = TocLocation(self._position - len(packed), len(packed), hashlib.sha256(packed).hexdigest())
-        self._frames.append((seekable.SKIPPABLE_HEADER_SIZE + len(packed), 0))
-        self._write_raw(seekable.seek_table(self._frames))
-        return location
-
-    def table(self) -> ChunkTable:
-        columns = np.array(self._chunks, np.int64).reshape(-1, 3)
-        return ChunkTable(
-            start=np.concatenate(([0], np.cumsum(columns[:, 0]))).astype(np.int64),
-            blob_offset=columns[:, 1],
-            blob_length=columns[:, 2],
-            digests=b"".join(self._digests),
-        )
-
-    def _compress(self, plain: bytes) -> _Chunk:
-        compressor = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = self._local.compressor = zstandard.ZstdCompressor(level=self._level)
-        return _Chunk(len(plain), chunk_digest(plain), seekable.compress_frame(compressor, plain))
-
-    def _write_next(self) -> None:
-        chunk = self._pending.popleft().result()
-        self._record(chunk)
-        self._frames.append((len(chunk.frame), chunk.length))
-        self._write_raw(chunk.frame)
-
-    def _record(self, chunk: _Chunk) -> None:
-        self._chunks.append((chunk.length, self._position, len(chunk.frame)))
-        self._digests.append(chunk.digest)
-
-    def _write_raw(self, data: bytes) -> None:
-        self._writer.write(data)
-        self._position += len(data)

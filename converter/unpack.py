@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+import lz4.frame
 import zstandard
 from isal import isal_zlib
 
@@ -19,10 +20,12 @@ PIECE = 1 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_LZ4_MAGIC = b"\x04\x22\x4d\x18"
 _SKIPPABLE = b"\x2a\x4d\x18"
+_SKIPPABLE_HEADER = 8
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # The stubs of isal take its exception for an instance.
-_DAMAGED = (cast("type[Exception]", isal_zlib.error), zstandard.ZstdError)
+_DAMAGED = (cast("type[Exception]", isal_zlib.error), zstandard.ZstdError, RuntimeError)
 
 
 def checked_blob(pieces: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
@@ -60,6 +63,8 @@ def plain_pieces(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
             yield from _gunzip(rest, layer)
         elif head.startswith(_ZSTD_MAGIC) or head[1:4] == _SKIPPABLE:
             yield from _unzstd(rest, layer)
+        elif head.startswith(_LZ4_MAGIC):
+            yield from _unlz4(rest, layer)
         else:
             yield from _split(rest)
     except _DAMAGED as error:
@@ -109,6 +114,41 @@ def _unzstd(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
     )
     while plain := reader.read(PIECE):
         yield plain
+
+
+def _unlz4(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
+    """All frames of an LZ4 file, skippable ones stepped over."""
+    source = iter(pieces)
+    data = b""
+    skip = 0
+    frame: lz4.frame.LZ4FrameDecompressor | None = None
+    while data or (data := next(source, b"")):
+        if skip:
+            skip, data = max(0, skip - len(data)), data[skip:]
+        elif frame is None:
+            if len(data) < _SKIPPABLE_HEADER:
+                more = next(source, b"")
+                if not more:
+                    raise _cut_short(layer)
+                data += more
+            elif data[1:4] == _SKIPPABLE:
+                skip = _SKIPPABLE_HEADER + int.from_bytes(data[4:_SKIPPABLE_HEADER], "little")
+            else:
+                frame = lz4.frame.LZ4FrameDecompressor()
+        else:
+            yield from _lz4_plain(frame, data)
+            data = (frame.unused_data or b"") if frame.eof else b""
+            frame = None if frame.eof else frame
+    if skip or frame is not None:
+        raise _cut_short(layer)
+
+
+def _lz4_plain(frame: lz4.frame.LZ4FrameDecompressor, data: bytes) -> Iterator[bytes]:
+    while plain := bytes(frame.decompress(data, max_length=PIECE)):
+        yield plain
+        if frame.eof or frame.needs_input:
+            return
+        data = b""
 
 
 def as_file(pieces: Iterable[bytes]) -> BinaryIO:

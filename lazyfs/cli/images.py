@@ -11,7 +11,24 @@ from lazyfs.draw.svg import byte_words
 @click.command(short_help="Make an image that starts before it is downloaded.")
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@click.option("--level", type=click.IntRange(1, 19), default=3, show_default=True, help="zstd level.")
+@click.option(
+    "--codec",
+    type=click.Choice(["zstd", "gzip", "lz4", "none"]),
+    default="zstd",
+    show_default=True,
+    help="gzip for engines that know no zstd; lz4 and none for fast networks.",
+)
+@click.option(
+    "--level", type=click.IntRange(0, 22), help="Compression level of the codec (zstd: 3, gzip: 6)."
+)
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(32, 8192),
+    default=512,
+    show_default=True,
+    metavar="KIB",
+    help="Of the chunks of large files.",
+)
 @click.option(
     "--jobs",
     type=click.IntRange(0, 256),
@@ -19,7 +36,9 @@ from lazyfs.draw.svg import byte_words
     help="Threads that compress; 0, the default: one per core.",
 )
 @json_option
-def convert(source: str, destination: str, level: int, jobs: int, as_json: bool) -> None:
+def convert(
+    source: str, destination: str, codec: str, level: int | None, chunk_size: int, jobs: int, as_json: bool
+) -> None:
     """Make an image that starts before it is downloaded.
 
     SRC and DST are oci:DIR[:tag], OCI image layouts; DST may exist, blobs are shared.
@@ -34,7 +53,7 @@ def convert(source: str, destination: str, level: int, jobs: int, as_json: bool)
     """
     import os
 
-    from converter import LayerReport, Settings, convert_image
+    from converter import CutRules, LayerReport, Settings, convert_image
     from lazyfs.stores import open_store, parse_reference
 
     def on_layer(number: int, count: int, layer: LayerReport) -> None:
@@ -49,7 +68,8 @@ def convert(source: str, destination: str, level: int, jobs: int, as_json: bool)
 
     from_reference, to_reference = parse_reference(source), parse_reference(destination)
     # As CPython's own executors do: more threads than cores only add to memory.
-    settings = Settings(level=level, jobs=jobs or os.cpu_count() or 1)
+    rules = CutRules(chunk_size=chunk_size * 1024)
+    settings = Settings(codec, level, rules, jobs or os.cpu_count() or 1)
     with open_store(from_reference) as from_store, open_store(to_reference, create=True) as to_store:
         report = convert_image(from_store, from_reference, to_store, to_reference, settings, on_layer)
     if as_json:

@@ -164,7 +164,7 @@ class Node:
     def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
         decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
         cache = LayerCache(self._paths.cache / location.sha256, decoded.chunks, self._boot)
-        fetcher = Fetcher(layer.digest, BlobSource(store, layer.digest), cache, self._fetching, self.timeline)
+        fetcher = Fetcher(layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline)
         device = LayerDevice(cache, fetcher)
         with self._lock:
             inode = self._next_inode

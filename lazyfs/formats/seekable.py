@@ -14,9 +14,8 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
-from lazyfs.errors import BadInputError, IntegrityError
+from lazyfs.errors import BadInputError
 
 SKIPPABLE_MAGIC_TOC = 0x184D2A57
 SKIPPABLE_MAGIC_APPENDIX = 0x184D2A58
@@ -70,25 +69,3 @@ def parse_seek_table(frame: bytes) -> npt.NDArray[np.uint32]:
     width = 3 if frame[-5] & _CHECKSUM_FLAG else 2
     body = np.frombuffer(frame[SKIPPABLE_HEADER_SIZE:-FOOTER_SIZE], "<u4").reshape(-1, width)
     return body[:, :2].astype(np.uint32)
-
-
-def compress_frame(compressor: zstandard.ZstdCompressor, plain: bytes | memoryview) -> bytes:
-    """One frame that states its content size, as `decompress_frame` demands."""
-    return compressor.compress(plain)
-
-
-def decompress_frame(frame: bytes | memoryview, length: int, what: str) -> bytes:
-    """The `length` plain bytes of one frame.
-
-    Raises IntegrityError, naming `what`, when the frame is damaged or states another size: the size is
-    looked at first, so that a crafted frame cannot ask for memory.
-    """
-    try:
-        if zstandard.frame_content_size(frame) != length:
-            raise IntegrityError(f"{what}: the frame does not hold the {length} bytes that were promised")
-        plain = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"{what}: damaged zstd frame ({error})") from error
-    if len(plain) != length:
-        raise IntegrityError(f"{what}: {len(plain)} bytes came out of the frame, {length} were promised")
-    return plain

@@ -25,7 +25,8 @@ from lazyfs.formats.chunks import DIGEST_SIZE, ChunkTable
 from lazyfs.formats.columns import from_planes, take, to_planes
 
 VERSION = 1
-CODEC_ZSTD = "zstd"
+CODECS = ("zstd", "gzip", "lz4")
+"""What the frames of a layer are; see `frames`."""
 MAX_TOC_SIZE = 64 << 20
 MAX_PLAIN_SIZE = 256 << 20
 MAX_INODES = 4_000_000

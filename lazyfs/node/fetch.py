@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError
 from lazyfs.formats.chunks import ChunkTable, chunk_digest
-from lazyfs.formats.seekable import decompress_frame
+from lazyfs.formats.frames import open_frame
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
@@ -27,10 +27,11 @@ MAX_REQUEST = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class BlobSource:
-    """Where the blob of a layer is: a store and the blob's digest in it."""
+    """Where the blob of a layer is, a store and the blob's digest in it; and the codec of its frames."""
 
     store: Store
     digest: str
+    codec: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +103,7 @@ class Fetcher:
         for flight in run:
             at = int(chunks.blob_offset[flight.index]) - start
             frame = data[at : at + int(chunks.blob_length[flight.index])]
-            plain = open_chunk(chunks, flight.index, frame, self._source.digest)
+            plain = open_chunk(self._source.codec, chunks, flight.index, frame, self._source.digest)
             try:
                 self._cache.put(flight.index, plain)
             except OSError as error:
@@ -124,10 +125,10 @@ class Fetcher:
                 flight.future.set_exception(error)
 
 
-def open_chunk(chunks: ChunkTable, index: int, frame: bytes | memoryview, blob: str) -> bytes:
+def open_chunk(codec: str, chunks: ChunkTable, index: int, frame: bytes | memoryview, blob: str) -> bytes:
     """The plain bytes of chunk `index` from its frame; IntegrityError unless they have the promised digest."""
     where = f"chunk {index} of blob {blob}"
-    plain = decompress_frame(frame, chunks.length(index), where)
+    plain = open_frame(codec, frame, chunks.length(index), where)
     if chunk_digest(plain) != chunks.digest(index):
         raise IntegrityError(
             f"{where}: the bytes do not match their digest",

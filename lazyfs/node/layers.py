@@ -4,6 +4,7 @@ import hashlib
 
 from lazyfs.errors import BadInputError, IntegrityError, LimitError, UsageError
 from lazyfs.formats import toc
+from lazyfs.formats.frames import open_side_data
 from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
 from lazyfs.stores.base import Store
 
@@ -37,7 +38,7 @@ def fetch_toc(store: Store, layer: Descriptor) -> bytes:
 def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
     """Decode a proved TOC and hold it against what manifest and config say of the layer."""
     try:
-        decoded = toc.decode(data)
+        decoded = toc.decode(open_side_data(data))
     except (BadInputError, LimitError) as error:
         raise type(error)(f"layer {layer.digest}: {error.message}", hint="convert the image again") from error
     if f"sha256:{decoded.diff_id.hex()}" != diff_id:
