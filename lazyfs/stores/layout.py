@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Self
 
 from lazyfs.errors import (
-    BadInputError,
     IntegrityError,
     NotFoundError,
     StoreError,
-    UnsupportedError,
-    UsageError,
 )
 from lazyfs.formats.oci import (
     MAX_DOCUMENT,
@@ -30,10 +27,9 @@ from lazyfs.formats.oci import (
     Descriptor,
     Index,
     parse_digest,
-    parse_document,
     parse_index,
 )
-from lazyfs.formats.strict_json import dump, load, plain, short
+from lazyfs.formats.strict_json import dump
 from lazyfs.stores._files import (
     TempFile,
     explained,
@@ -43,14 +39,12 @@ from lazyfs.stores._files import (
     remove_stale_temps,
 )
 from lazyfs.stores._handles import HandleCache
+from lazyfs.stores._index import LAYOUT_VERSION, MAX_INDEX, check_version, resolve_in, tag_of, tags_of
 from lazyfs.stores.base import STREAM_PIECE, check_complete, named, read_verified, write_blob
-from lazyfs.stores.reference import DEFAULT_TAG, check_tag
+from lazyfs.stores.reference import check_tag
 
-_LAYOUT_VERSION = "1.0.0"
-_MAX_INDEX = 32 << 20  # about 100,000 tags
 _MAX_OPEN = 64
 _LOCK_TIMEOUT = 60.0
-_MAX_TAGS_SHOWN = 12
 
 
 class LayoutStore:
@@ -119,23 +113,10 @@ class LayoutStore:
             return None
 
     def resolve(self, tag_or_digest: str | None) -> Descriptor:
-        index = self._read_index()
-        if tag_or_digest is None:
-            return self._only_image(index)
-        if tag_or_digest.startswith("sha256:"):
-            return self._by_digest(index, tag_or_digest)
-        found = {item.digest: item for item in index.manifests if _tag_of(item) == tag_or_digest}
-        if not found:
-            raise NotFoundError(f"{self.url} has no tag {short(tag_or_digest)}", hint=_tag_hint(index))
-        if len(found) > 1:
-            raise BadInputError(
-                f"tag {short(tag_or_digest)} names {len(found)} images in {self.url}",
-                hint=f"name one by its digest: {', '.join(f'{self.url}@{digest}' for digest in found)}",
-            )
-        return next(iter(found.values()))
+        return resolve_in(self, self._read_index(), tag_or_digest)
 
     def tags(self) -> list[str]:
-        return _tags(self._read_index())
+        return tags_of(self._read_index())
 
     def get_document(self, descriptor: Descriptor, limit: int = MAX_DOCUMENT) -> bytes:
         return read_verified(self, descriptor, limit)
@@ -158,7 +139,7 @@ class LayoutStore:
         lock = self._directory / "oci-layout"
         with explained(str(lock)), locked(lock, _LOCK_TIMEOUT):
             index = self._read_index()
-            others = tuple(item for item in index.manifests if _tag_of(item) != tag)
+            others = tuple(item for item in index.manifests if tag_of(item) != tag)
             self._write_index(replace(index, manifests=(*others, entry)))
 
     def _create(self) -> None:
@@ -167,7 +148,7 @@ class LayoutStore:
             with locked(self._directory / "oci-layout", _LOCK_TIMEOUT, create=True) as lock:
                 # Written in place and not by renaming: it is the lock.
                 if os.fstat(lock).st_size == 0:
-                    os.write(lock, dump({"imageLayoutVersion": _LAYOUT_VERSION}))
+                    os.write(lock, dump({"imageLayoutVersion": LAYOUT_VERSION}))
                     os.fsync(lock)
                 self._blobs.mkdir(parents=True, exist_ok=True)
                 if not (self._directory / "index.json").exists():
@@ -187,12 +168,7 @@ class LayoutStore:
                 f"{self._directory} is not an OCI image layout: it has no file oci-layout",
                 hint=f"`skopeo copy SRC oci:{self._directory}:latest` makes one",
             ) from error
-        version = load(data, str(path), MAX_DOCUMENT).text("imageLayoutVersion", required=True)
-        if not version.startswith("1."):
-            raise UnsupportedError(
-                f"{path} says version {short(version)}; lazyfs knows {_LAYOUT_VERSION}",
-                hint="copy the image to a new layout with skopeo",
-            )
+        check_version(data, str(path))
 
     def _write_index(self, index: Index) -> None:
         path = self._directory / "index.json"
@@ -208,37 +184,12 @@ class LayoutStore:
     def _read_index(self) -> Index:
         path = self._directory / "index.json"
         with explained(str(path)):
-            data = read_whole(path, _MAX_INDEX)
+            data = read_whole(path, MAX_INDEX)
         with named(self._directory):
-            return parse_index(data, limit=_MAX_INDEX)
+            return parse_index(data, limit=MAX_INDEX)
 
     def _open_blob(self, digest: str) -> int:
         return open_regular(self._blobs / parse_digest(digest))
-
-    def _only_image(self, index: Index) -> Descriptor:
-        images = {item.digest: item for item in index.manifests if not item.artifact_type}
-        if not images:
-            raise NotFoundError(f"{self.url} has no image", hint="copy one there with skopeo, or convert one")
-        if len(images) == 1:
-            return next(iter(images.values()))
-        if DEFAULT_TAG in _tags(index):
-            return self.resolve(DEFAULT_TAG)
-        raise UsageError(
-            f"{self.url} has {len(images)} images and none is tagged latest", hint=_tag_hint(index)
-        )
-
-    def _by_digest(self, index: Index, digest: str) -> Descriptor:
-        parse_digest(digest)
-        for item in index.manifests:
-            if item.digest == digest:
-                return item
-        # A manifest that only another index names: its own bytes say what it is.
-        size = self.has(digest)
-        if size is None:
-            raise NotFoundError(f"{self.url} has no image {digest}", hint=_tag_hint(index))
-        data = read_verified(self, Descriptor("", digest, size), MAX_DOCUMENT)
-        with named(f"{self.url}@{digest}"):
-            return Descriptor(parse_document(data).media_type, digest, size)
 
 
 class LayoutBlobWriter:
@@ -272,20 +223,3 @@ class LayoutBlobWriter:
         with explained(f"blob {digest} in {self._blobs}"):
             self._file.publish(self._blobs / parse_digest(digest))
         return digest, self._size
-
-
-def _tag_of(descriptor: Descriptor) -> str | None:
-    return descriptor.annotations.get(REF_NAME_ANNOTATION)
-
-
-def _tags(index: Index) -> list[str]:
-    return sorted({tag for item in index.manifests if (tag := _tag_of(item)) is not None})
-
-
-def _tag_hint(index: Index) -> str:
-    tags = _tags(index)
-    if not tags:
-        return "it has no tags: name an image by its digest, oci:DIR@sha256:…"
-    shown = ", ".join(plain(tag) for tag in tags[:_MAX_TAGS_SHOWN])
-    more = f" and {len(tags) - _MAX_TAGS_SHOWN} more" if len(tags) > _MAX_TAGS_SHOWN else ""
-    return f"its tags are: {shown}{more}"

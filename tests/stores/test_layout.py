@@ -115,7 +115,7 @@ def test_an_index_that_cannot_be_read_is_named(
     index.unlink()
     with pytest.raises(NotFoundError, match=r"index\.json"):
         store.resolve("v1")
-    monkeypatch.setattr(layout_module, "_MAX_INDEX", 100)
+    monkeypatch.setattr(layout_module, "MAX_INDEX", 100)
     index.write_text(" " * 1000)
     with pytest.raises(LimitError):
         store.tags()
