@@ -10,23 +10,29 @@ from pathlib import Path
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
 from lazyfs.formats.oci import parse_digest
 from lazyfs.formats.strict_json import short
+from lazyfs.stores.archive_names import check_archive_name, position
 from lazyfs.stores.registry.names import check_registry_tag, parse_repository
 
 DEFAULT_TAG = "latest"
 
 _FORMS = {
     "oci": "oci:DIR[:tag] or oci:DIR@sha256:…",
+    "oci-archive": "oci-archive:FILE[:tag]",
+    "docker-archive": "docker-archive:FILE[:name[:tag]]",
     "docker": "docker://[HOST[:PORT]/]REPOSITORY[:tag] or …@sha256:…",
+    "s3": "s3://BUCKET/[PREFIX/]REPOSITORY[:tag] or …@sha256:…",
 }
 # What stands between the transport and a location that is no path on this machine.
-_REMOTE = {"docker": "//"}
+_REMOTE = {"docker": "//", "s3": "//"}
 _EXAMPLE = "oci:./images:latest"
-_SKOPEO_TRANSPORTS = frozenset(
-    {"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive"}
-)
+_SKOPEO_TRANSPORTS = frozenset({"containers-storage", "dir", "docker-daemon"})
 _ALPHANUM = r"[A-Za-z0-9]+"
 _COMPONENT = rf"{_ALPHANUM}(?:(?:[-._:@+]|--){_ALPHANUM})*"
 _TAG = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+# None starts with an underscore: such names are those of the store itself.
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_KEY = 600  # of 1024 bytes, which leaves room for blobs and tags
 _DIGEST_TAIL = re.compile(r"(.*)@(sha[0-9]+:.*)", re.DOTALL)
 
 
@@ -34,7 +40,8 @@ _DIGEST_TAIL = re.compile(r"(.*)@(sha[0-9]+:.*)", re.DOTALL)
 class Reference:
     """Which image in which store: at most one of ``tag`` and ``digest`` for a directory or an archive.
 
-    ``location`` is what the transport makes of it: the directory of ``oci:``, the repository of ``docker:``.
+    ``location`` is what the transport makes of it: the directory of ``oci:``, the file of an archive, the
+    repository of ``docker:``, bucket and path of ``s3:``. In a docker-archive the tag is ``name[:tag]``.
     """
 
     transport: str
@@ -79,6 +86,11 @@ class Reference:
             raise UsageError(
                 f"{self} is a digest, which cannot be written to", hint=f"name a tag, for example {_EXAMPLE}"
             )
+        if self.transport == "docker-archive" and (self.tag is None or position(self.tag) is not None):
+            raise UsageError(
+                f"{self} does not say what Docker shall call the image",
+                hint=f"for example docker-archive:{self.location}:app:v1",
+            )
         return self.tag or DEFAULT_TAG
 
 
@@ -97,11 +109,15 @@ def parse_reference(text: str) -> Reference:
             raise UsageError(f"{short(text, 200)}: {error.message}", hint=error.hint) from error
     if transport == "docker":
         location, tag = _split_repository(text, rest)
+    elif transport == "s3":
+        location, tag = _split_key(text, rest)
     else:
         location, colon, name = rest.partition(":")
         tag = name if colon else None
-        _check_location(text, location)
-        if tag is not None:
+        _check_location(text, transport, location)
+        if tag is not None and transport == "docker-archive":
+            check_archive_name(tag)
+        elif tag is not None:
             check_tag(tag)
     if tag is not None and digest is not None:
         raise UsageError(f"{short(text, 200)} has both a tag and a digest", hint="name one of them")
@@ -134,15 +150,35 @@ def _split_repository(text: str, rest: str) -> tuple[str, str | None]:
     return location, tag
 
 
-def _check_location(text: str, location: str) -> None:
+def _split_key(text: str, rest: str) -> tuple[str, str | None]:
+    head, slash, last = rest.removeprefix("//").rpartition("/")
+    name, colon, tag = last.partition(":")
+    location = f"{head}{slash}{name}"
+    bucket, *segments = location.split("/")
+    good = _BUCKET.fullmatch(bucket) and segments and all(map(_SEGMENT.fullmatch, segments))
+    if not good or not rest.startswith("//") or len(location) > _MAX_KEY:
+        raise UsageError(
+            f"{short(text, 200)} names no repository in a bucket",
+            hint=f"{_FORMS['s3']}, of letters, digits and ._-; for example s3://bucket/images/app:v1",
+        )
+    if not colon:
+        return location, None
+    check_tag(tag)
+    return location, tag
+
+
+def _check_location(text: str, transport: str, location: str) -> None:
     if not location:
-        raise UsageError(f"{short(text, 200)} names no directory", hint=f"for example {_EXAMPLE}")
+        raise UsageError(
+            f"{short(text, 200)} names no {'directory' if transport == 'oci' else 'file'}",
+            hint=f"{_FORMS[transport]}; for example {_EXAMPLE}",
+        )
     if "\0" in location:
         raise UsageError(f"{short(text, 200)} has a NUL character in its path")
     if location.startswith("//"):
         raise UsageError(
             f"{short(text, 200)} has two slashes where a path starts",
-            hint=f"write it with one, or none: oci:{location[1:]} or oci:{location[2:]}",
+            hint=f"write it with one, or none: {transport}:{location[1:]} or {transport}:{location[2:]}",
         )
 
 

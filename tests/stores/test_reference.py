@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lazyfs.errors import NotFoundError, UsageError
 from lazyfs.formats.oci import sha256_digest
 from lazyfs.stores import Reference, parse_reference
+from lazyfs.stores.archive_names import full_name, with_tag
 
 DIGEST = sha256_digest(b"")
 
@@ -41,6 +42,9 @@ def test_a_reference_survives_its_text(location: str, selector: dict[str, str]) 
     st.text(max_size=60)
     | st.text("oci:/@a.sh256", max_size=40).map(lambda text: f"oci:{text}")
     | st.text("a:/@.sh256-_", max_size=40).map(lambda text: f"docker://{text}")
+    | st.text("a:/@.sh256-_", max_size=40).map(lambda text: f"s3://{text}")
+    | st.text("aB:/@.sh256-_", max_size=40).map(lambda text: f"docker-archive:{text}")
+    | st.text("aB:/@.sh256-_", max_size=40).map(lambda text: f"oci-archive:{text}")
 )
 def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
     try:
@@ -89,8 +93,20 @@ def test_references_as_skopeo_writes_them(text: str, reference: Reference) -> No
         ("docker://host.example/app:a/b", "a repository is lower-case letters"),
         ("docker://host.example/app:", "a tag is up to 128 letters"),
         (f"docker://host.example/app:{'a' * 129}", "a tag is up to 128 letters"),
-        ("docker-archive:f.tar", "skopeo copy 'docker-archive:f.tar' oci:"),
-        ("s3://bucket/repo:tag", "supported: oci:DIR[:tag]"),
+        ("dir:images", "skopeo copy 'dir:images' oci:"),
+        ("gs://bucket/repo:tag", "supported: oci:DIR[:tag]"),
+        ("oci-archive:", "oci-archive:FILE[:tag]"),
+        ("oci-archive://srv/a.tar", "oci-archive:/srv/a.tar"),
+        ("docker-archive::app", "docker-archive:FILE[:name[:tag]]"),
+        ("docker-archive:a.tar:App", "lower-case"),
+        ("docker-archive:a.tar:app:-", "up to 128 letters"),
+        (f"docker-archive:a.tar:{DIGEST}", "write @ before a digest"),
+        ("s3:bucket/app", "s3://bucket/images/app:v1"),
+        ("s3://bucket", "s3://bucket/images/app:v1"),
+        ("s3://bucket/_tags/app", "s3://bucket/images/app:v1"),
+        ("s3://bucket/a//b", "s3://bucket/images/app:v1"),
+        ("s3://bucket/app:a b", "a tag is letters and digits"),
+        (f"s3://bucket/app:v1@{DIGEST}", "name one of them"),
         ("", "for example oci:./images:latest"),
         ("oci:", "for example oci:./images:latest"),
         ("oci::latest", "for example oci:./images:latest"),
@@ -110,6 +126,34 @@ def test_what_is_no_reference_says_what_to_write(text: str, hint: str) -> None:
     assert "\n" not in caught.value.message + caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("oci-archive:a.tar", Reference("oci-archive", "a.tar")),
+        ("oci-archive:/srv/a.tar:v1", Reference("oci-archive", "/srv/a.tar", tag="v1")),
+        ("docker-archive:a.tar:app", Reference("docker-archive", "a.tar", tag="app")),
+        ("docker-archive:a.tar:@1", Reference("docker-archive", "a.tar", tag="@1")),
+        (
+            "docker-archive:a.tar:host:5000/team/app:v1",
+            Reference("docker-archive", "a.tar", tag="host:5000/team/app:v1"),
+        ),
+        (f"docker-archive:a.tar@{DIGEST}", Reference("docker-archive", "a.tar", digest=DIGEST)),
+        ("s3://bucket/app", Reference("s3", "bucket/app")),
+        ("s3://my.bucket/team/images/App_1:v1", Reference("s3", "my.bucket/team/images/App_1", tag="v1")),
+        (f"s3://bucket/app@{DIGEST}", Reference("s3", "bucket/app", digest=DIGEST)),
+    ],
+)
+def test_references_to_archives_and_buckets(text: str, reference: Reference) -> None:
+    assert parse_reference(text) == reference
+    assert str(reference) == text
+
+
+def test_names_in_a_docker_archive_are_the_same_in_full() -> None:
+    assert full_name("app") == full_name("docker.io/library/app:latest") == "docker.io/library/app:latest"
+    assert full_name("host:5000/app") == "host:5000/app:latest"
+    assert (with_tag("team/app"), with_tag("host:5000/app:v1")) == ("team/app:latest", "host:5000/app:v1")
+
+
 def test_an_absolute_reference_means_the_same_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +161,8 @@ def test_an_absolute_reference_means_the_same_elsewhere(
     reference = parse_reference("oci:images:v1").absolute()
     assert str(reference) == f"oci:{tmp_path}/images:v1"
     assert reference.absolute() == reference
+    assert str(parse_reference("oci-archive:a.tar").absolute()) == f"oci-archive:{tmp_path}/a.tar"
+    assert str(parse_reference("s3://bucket/app:v1").absolute()) == "s3://bucket/app:v1"
     remote = parse_reference("docker://busybox")
     assert remote.absolute() == remote
 
@@ -144,5 +190,7 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_tag_that_a_write_sets() -> None:
     assert parse_reference("oci:d").tag_to_write() == "latest"
     assert parse_reference("oci:d:v1").tag_to_write() == "v1"
-    with pytest.raises(UsageError):
-        parse_reference(f"oci:d@{DIGEST}").tag_to_write()
+    assert parse_reference("docker-archive:a.tar:app").tag_to_write() == "app"
+    for text in (f"oci:d@{DIGEST}", "docker-archive:a.tar", "docker-archive:a.tar:@0"):
+        with pytest.raises(UsageError):
+            parse_reference(text).tag_to_write()
