@@ -2,29 +2,43 @@
 
 Read it from top to bottom:
 
-    image       manifest and config in, manifest out; which layers must be converted
+    image       manifest, config or index in, new manifests out; which layers must be converted
+    records     what an earlier run has converted already
     layer       one layer: the pipeline from its compressed blob to the new blob and its TOC
-    blob        the new blob: frames in order, appendix, TOC, seek table
-    unpack      compressed pieces -> plain pieces, digests checked
+    unpack      compressed pieces -> plain pieces, digests and limits checked
     stream      plain pieces -> what the tar walk reads, cut into chunks
     cuts        where to cut
     appendix    what a sparse file's data needs where its tar form cannot be mapped
+    blob        the new blob: frames in order, appendix, TOC, seek table
     check       the proof that a converted image is right
+    copy        images from store to store as they are
+    difference  what a node with one image must fetch for another
 
 Needs no root, no FUSE, no engine.
 """
 
-from converter.check import CheckReport, check_image
+from converter.check import CheckReport, check_against, check_image
+from converter.copy import copy_tree
 from converter.cuts import CutRules
-from converter.image import ConvertReport, LayerReport, convert_image
+from converter.difference import Difference, compare
+from converter.image import ConvertReport, convert_image
 from converter.layer import Settings
+from converter.progress import LayerReport, Progress, Silent
+from converter.unpack import Limits
 
 __all__ = [
     "CheckReport",
     "ConvertReport",
     "CutRules",
+    "Difference",
     "LayerReport",
+    "Limits",
+    "Progress",
     "Settings",
+    "Silent",
+    "check_against",
     "check_image",
+    "compare",
     "convert_image",
+    "copy_tree",
 ]

@@ -76,6 +76,28 @@ def check_image(
     )
 
 
+def check_against(store: Store, reference: Reference, original_store: Store, original: Reference) -> None:
+    """Hold a proved image against the one it was made from, whose layers are read and hashed.
+
+    Raises IntegrityError naming the first thing that differs.
+    """
+    ours, theirs = load_image(store, reference), load_image(original_store, original)
+    if ours.manifest.config.digest != theirs.manifest.config.digest:
+        raise IntegrityError(
+            f"{reference} has config {ours.manifest.config.digest}, {original} has {theirs.manifest.config.digest}",
+            hint="these are different images: convert this one",
+        )
+    for layer, diff_id in theirs.layers:
+        digest = hashlib.sha256()
+        for piece in plain_pieces(checked_blob(original_store.stream(layer.digest), layer), layer.digest):
+            digest.update(piece)
+        if f"sha256:{digest.hexdigest()}" != diff_id:
+            raise IntegrityError(
+                f"{original}: layer {layer.digest} holds sha256:{digest.hexdigest()}, its config says {diff_id}",
+                hint="the original is damaged: build or copy it again",
+            )
+
+
 def _wrong(layer: Descriptor, what: str) -> IntegrityError:
     return IntegrityError(f"layer {layer.digest}: {what}", hint="convert the image again")
 

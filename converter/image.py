@@ -1,42 +1,40 @@
-"""A whole image: which layers must be converted, and the manifest that names the new ones."""
+"""A whole image, or all images of an index: what must be converted, and the manifests that name the result."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from converter import records
+from converter.copy import copy_blob, copy_tree
 from converter.layer import Settings, convert_layer
+from converter.progress import LayerReport, Progress, Silent
 from lazyfs.errors import UnsupportedError
 from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import merge
-from lazyfs.formats.oci import FOREIGN_LAYER_TYPES, OCI_CONFIG, OCI_MANIFEST, Descriptor
+from lazyfs.formats.oci import (
+    FOREIGN_LAYER_TYPES,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    parse_index,
+    parse_manifest,
+)
 from lazyfs.node.layers import load_toc
-from lazyfs.stores import Image, Reference, Store, load_image
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """What became of one layer. Sizes in bytes."""
-
-    diff_id: str
-    source_digest: str
-    source_size: int
-    digest: str
-    size: int
-    toc_size: int
-    chunks: int
-    stream_size: int
-    seconds: float
-    reused: bool
+from lazyfs.stores import Image, Reference, Store, load_image, load_manifest
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
+    """`digest` is of the manifest or index that the destination's tag names now."""
+
     source: str
     destination: str
     digest: str
-    config_digest: str
     layers: list[LayerReport]
     seconds: float
 
@@ -50,87 +48,134 @@ def convert_image(
     target: Store,
     target_reference: Reference,
     settings: Settings,
-    on_layer: Callable[[int, int, LayerReport], None] = lambda *_: None,
+    progress: Progress | None = None,
+    *,
+    platform: str | None = None,
+    all_platforms: bool = False,
 ) -> ConvertReport:
-    """Convert the image and give it the destination's tag; `on_layer` hears of each layer as it is done.
+    """Convert the image and give it the destination's tag, which is set when everything it leads to is there.
 
-    The config is copied to the byte, so the image keeps its ID and its DiffIDs. Layers that are lazyfs layers
-    already are copied as they are.
+    Configs are copied to the byte, so the image keeps its ID and its DiffIDs. Of an index the image for
+    `platform` (None: this machine's) is taken, or with `all_platforms` each; what is no image in it is carried along.
     """
     began = time.monotonic()
     tag = target_reference.tag_to_write()
-    image = load_image(source, source_reference)
-    done: dict[str, tuple[Descriptor, LayerReport]] = {}
-    layers: list[Descriptor] = []
-    reports: list[LayerReport] = []
-    tocs: list[toc.Toc] = []
-    for number, (layer, diff_id) in enumerate(image.layers, 1):
-        if layer.digest not in done:
-            descriptor, report, layer_toc = _one_layer(source, layer, diff_id, target, settings)
-            done[layer.digest] = descriptor, report
-            tocs.append(layer_toc)
-        descriptor, report = done[layer.digest]
-        layers.append(descriptor)
-        reports.append(report)
-        on_layer(number, len(image.layers), report)
-    # What a node will do with these TOCs must succeed now, not at the first start.
-    build(merge([each.tree for each in tocs]), [each.chunks.device_size for each in tocs])
-    manifest = _write_manifest(image, layers, target)
-    target.put_tag(tag, manifest)
+    conversion = _Conversion(source, target, settings, progress or Silent())
+    top = source.resolve(source_reference.selector)
+    if all_platforms and top.media_type in INDEX_TYPES:
+        converted = conversion.index(top)
+    else:
+        converted = conversion.image(load_image(source, source_reference, platform))
+    target.put_tag(tag, converted)
     return ConvertReport(
         source=str(source_reference),
         destination=str(replace(target_reference, tag=tag)),
-        digest=manifest.digest,
-        config_digest=image.manifest.config.digest,
-        layers=reports,
+        digest=converted.digest,
+        layers=conversion.reports,
         seconds=time.monotonic() - began,
     )
 
 
-def _one_layer(
-    source: Store, layer: Descriptor, diff_id: str, target: Store, settings: Settings
-) -> tuple[Descriptor, LayerReport, toc.Toc]:
-    if layer.media_type in FOREIGN_LAYER_TYPES:
-        raise UnsupportedError(
-            f"layer {layer.digest} is a foreign layer, which its maker does not allow to be stored elsewhere",
-            hint="rebuild the image on a base without foreign layers",
+@dataclass(slots=True)
+class _Conversion:
+    source: Store
+    target: Store
+    settings: Settings
+    progress: Progress
+    reports: list[LayerReport] = field(default_factory=list)
+    done: dict[str, tuple[Descriptor, toc.Toc]] = field(default_factory=dict)
+    known_chunks: set[bytes] = field(default_factory=set)
+
+    def index(self, descriptor: Descriptor) -> Descriptor:
+        """Convert every image of an index; signatures, attestations and the like are copied untouched."""
+        index = parse_index(self.source.get_document(descriptor))
+        manifests = [self._entry(entry) for entry in index.manifests]
+        converted = Index(
+            tuple(manifests), OCI_INDEX, index.annotations, index.artifact_type, index.subject, index.extra
         )
-    began = time.monotonic()
-    location = layer.toc_location()
-    if location is None:
-        converted = convert_layer(source, layer, diff_id, target, settings)
-        descriptor, layer_toc, toc_size = converted.descriptor, converted.toc, converted.toc_size
-    else:
-        layer_toc, toc_size, descriptor = load_toc(source, layer, diff_id), location.length, layer
-        _copy_blob(source, layer, target)
-    report = LayerReport(
-        diff_id=diff_id,
-        source_digest=layer.digest,
-        source_size=layer.size,
-        digest=descriptor.digest,
-        size=descriptor.size,
-        toc_size=toc_size,
-        chunks=len(layer_toc.chunks),
-        stream_size=layer_toc.stream_size,
-        seconds=time.monotonic() - began,
-        reused=location is not None,
-    )
-    return descriptor, report, layer_toc
+        return self.target.put_document(converted.to_bytes(), OCI_INDEX)
+
+    def image(self, image: Image) -> Descriptor:
+        layers: list[Descriptor] = []
+        tocs: list[toc.Toc] = []
+        for number, (layer, diff_id) in enumerate(image.layers, 1):
+            if layer.digest not in self.done:
+                self.done[layer.digest] = self._layer(layer, diff_id, number, len(image.layers))
+            descriptor, layer_toc = self.done[layer.digest]
+            layers.append(descriptor)
+            tocs.append(layer_toc)
+        # What a node will do with these TOCs must succeed now, not at the first start.
+        build(merge([each.tree for each in tocs]), [each.chunks.device_size for each in tocs])
+        copy_blob(self.source, image.manifest.config, self.target)
+        config = replace(image.manifest.config, media_type=OCI_CONFIG)
+        manifest = replace(image.manifest, media_type=OCI_MANIFEST, config=config, layers=tuple(layers))
+        return self.target.put_document(manifest.to_bytes(), OCI_MANIFEST)
+
+    def _entry(self, entry: Descriptor) -> Descriptor:
+        if entry.media_type in INDEX_TYPES:
+            return self._renamed(entry, self.index(entry))
+        if entry.media_type in MANIFEST_TYPES and _is_runnable(
+            parse_manifest(self.source.get_document(entry)).layers
+        ):
+            return self._renamed(entry, self.image(load_manifest(self.source, entry)))
+        return self._renamed(entry, copy_tree(self.source, entry, self.target))
+
+    @staticmethod
+    def _renamed(entry: Descriptor, to: Descriptor) -> Descriptor:
+        """The entry of an index, with its platform and annotations, for another document."""
+        return replace(entry, media_type=to.media_type, digest=to.digest, size=to.size)
+
+    def _layer(self, layer: Descriptor, diff_id: str, number: int, count: int) -> tuple[Descriptor, toc.Toc]:
+        if layer.media_type in FOREIGN_LAYER_TYPES:
+            raise UnsupportedError(
+                f"layer {layer.digest} is a foreign layer, which its maker does not allow to be stored elsewhere",
+                hint="rebuild the image on a base without foreign layers",
+            )
+        began = time.monotonic()
+        self.progress.started(number, count, layer.digest, layer.size)
+        descriptor, layer_toc, reused = self._convert_or_find(layer, diff_id, number)
+        digests = {layer_toc.chunks.digest(index) for index in range(len(layer_toc.chunks))}
+        location = descriptor.toc_location()
+        report = LayerReport(
+            diff_id=diff_id,
+            source_digest=layer.digest,
+            source_size=layer.size,
+            digest=descriptor.digest,
+            size=descriptor.size,
+            toc_size=location.length if location else 0,
+            chunks=len(layer_toc.chunks),
+            new_chunks=len(digests - self.known_chunks),
+            stream_size=layer_toc.stream_size,
+            seconds=time.monotonic() - began,
+            reused=reused,
+        )
+        self.known_chunks |= digests
+        self.reports.append(report)
+        self.progress.done(number, count, report)
+        return descriptor, layer_toc
+
+    def _convert_or_find(
+        self, layer: Descriptor, diff_id: str, number: int
+    ) -> tuple[Descriptor, toc.Toc, bool]:
+        if layer.toc_location() is not None:
+            layer_toc = load_toc(self.source, layer, diff_id)
+            copy_blob(self.source, layer, self.target)
+            return layer, layer_toc, True
+        found = records.find(self.target, layer.digest, diff_id, self.settings)
+        if found is not None:
+            return *found, True
+        converted = convert_layer(
+            self.source,
+            layer,
+            diff_id,
+            self.target,
+            self.settings,
+            lambda size: self.progress.advanced(number, size),
+        )
+        records.remember(self.target, layer.digest, converted.descriptor, self.settings)
+        return converted.descriptor, converted.toc, False
 
 
-def _copy_blob(source: Store, blob: Descriptor, target: Store) -> None:
-    if target.has(blob.digest) == blob.size:
-        return
-    with target.writer() as writer:
-        for piece in source.stream(blob.digest):
-            writer.write(piece)
-        writer.commit(blob.digest)
-
-
-def _write_manifest(image: Image, layers: list[Descriptor], target: Store) -> Descriptor:
-    with target.writer() as writer:
-        writer.write(image.config_bytes)
-        writer.commit(image.manifest.config.digest)
-    config = replace(image.manifest.config, media_type=OCI_CONFIG)
-    manifest = replace(image.manifest, media_type=OCI_MANIFEST, config=config, layers=tuple(layers))
-    return target.put_document(manifest.to_bytes(), OCI_MANIFEST)
+def _is_runnable(layers: tuple[Descriptor, ...]) -> bool:
+    """Is it an image of layers, and not an artifact that only looks like one (an attestation, a signature)?"""
+    return all("image.layer" in layer.media_type or "image.rootfs" in layer.media_type for layer in layers)

@@ -11,14 +11,14 @@ Decompression, hashing and compression release the interpreter's lock, so thread
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from converter.appendix import Appendix
 from converter.blob import BlobBuilder
 from converter.cuts import CutRules
 from converter.stream import ChunkedStream
-from converter.unpack import checked_blob, plain_pieces
+from converter.unpack import Limits, checked_blob, limited, plain_pieces
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import toc
 from lazyfs.formats.frames import DEFAULT_LEVELS, MEDIA_TYPES, NONE, ZSTD
@@ -39,6 +39,7 @@ class Settings:
     level: int | None = None
     """None: the codec's default."""
     rules: CutRules = field(default_factory=CutRules)
+    limits: Limits = field(default_factory=Limits)
     jobs: int = 2
 
     @property
@@ -54,9 +55,14 @@ class ConvertedLayer:
 
 
 def convert_layer(
-    source: Store, layer: Descriptor, diff_id: str, target: Store, settings: Settings
+    source: Store,
+    layer: Descriptor,
+    diff_id: str,
+    target: Store,
+    settings: Settings,
+    on_read: Callable[[int], None] = lambda _: None,
 ) -> ConvertedLayer:
-    """Convert one layer into `target`.
+    """Convert one layer into `target`; `on_read` hears of the bytes of its blob that were read.
 
     Raises IntegrityError where blob or stream are not what their digests promise, BadInputError where
     the archive is damaged; nothing is left in the target then.
@@ -66,7 +72,8 @@ def convert_layer(
         Appendix(layer.digest) as appendix,
         BlobBuilder(writer, settings.codec, settings.effective_level, settings.jobs) as blob,
     ):
-        with _PlainReader(checked_blob(source.stream(layer.digest), layer), layer.digest) as plain:
+        pieces = checked_blob(source.stream(layer.digest), layer, on_read)
+        with _PlainReader(limited(plain_pieces(pieces, layer.digest), layer, settings.limits)) as plain:
             stream = ChunkedStream(plain, settings.rules, blob.add)
             tree = TreeBuilder(layer.digest)
             for member in walk(stream):
@@ -100,9 +107,8 @@ def convert_layer(
 class _PlainReader:
     """Runs decompression and the stream's hash in a thread; iterating gives the plain pieces."""
 
-    def __init__(self, blob: Iterable[bytes], layer: str) -> None:
-        self._blob = blob
-        self._layer = layer
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(QUEUE_PIECES)
         self._stopped = threading.Event()
         self._hash = hashlib.sha256()
@@ -138,7 +144,7 @@ class _PlainReader:
 
     def _run(self) -> None:
         try:
-            for piece in plain_pieces(self._blob, self._layer):
+            for piece in self._pieces:
                 self._hash.update(piece)
                 self._queue.put(piece)
                 if self._stopped.is_set():

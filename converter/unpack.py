@@ -3,14 +3,15 @@
 import hashlib
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import lz4.frame
 import zstandard
 from isal import isal_zlib
 
-from lazyfs.errors import BadInputError, IntegrityError
+from lazyfs.errors import BadInputError, IntegrityError, LimitError
 from lazyfs.formats.oci import Descriptor
 
 if TYPE_CHECKING:
@@ -28,7 +29,37 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _DAMAGED = (cast("type[Exception]", isal_zlib.error), zstandard.ZstdError, RuntimeError)
 
 
-def checked_blob(pieces: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one layer may unpack to: a few bytes must not fill a disk."""
+
+    max_size: int = 64 << 30
+    max_ratio: int = 200
+    """Plain bytes per byte of blob; looked at from `ratio_from` plain bytes on, since empty files pack very well."""
+    ratio_from: int = 1 << 30
+
+
+def limited(pieces: Iterable[bytes], layer: Descriptor, limits: Limits) -> Iterator[bytes]:
+    """The plain pieces of a layer, with LimitError where there are more than `limits` allow."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > limits.max_size:
+            raise LimitError(
+                f"layer {layer.digest}: unpacks to more than {limits.max_size} bytes",
+                hint="if it is an honest layer, raise --max-layer-size",
+            )
+        if size > limits.ratio_from and size > limits.max_ratio * layer.size:
+            raise LimitError(
+                f"layer {layer.digest}: {layer.size} bytes unpack to more than {limits.max_ratio} times as many",
+                hint="if it is an honest layer, raise --max-ratio",
+            )
+        yield piece
+
+
+def checked_blob(
+    pieces: Iterable[bytes], descriptor: Descriptor, on_read: Callable[[int], None] = lambda _: None
+) -> Iterator[bytes]:
     """The pieces, with IntegrityError at the end, or as soon as there are too many, unless they are the blob."""
     digest = hashlib.sha256()
     size = 0
@@ -37,6 +68,7 @@ def checked_blob(pieces: Iterable[bytes], descriptor: Descriptor) -> Iterator[by
         if size > descriptor.size:
             break
         digest.update(piece)
+        on_read(len(piece))
         yield piece
     if size != descriptor.size or f"sha256:{digest.hexdigest()}" != descriptor.digest:
         raise IntegrityError(

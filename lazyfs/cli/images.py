@@ -1,10 +1,10 @@
-"""`lazyfs convert`, `check` and `inspect`: images in stores. Needs no root and no node."""
+"""`lazyfs convert`, `copy`, `check`, `diff` and `inspect`: images in stores. Needs no root and no node."""
 
-import sys
+from contextlib import nullcontext
 
 import click
 
-from lazyfs.cli.common import json_option, print_json, reference_argument, short
+from lazyfs.cli.common import json_option, print_json, reference_argument
 from lazyfs.draw.svg import byte_words
 
 
@@ -30,18 +30,43 @@ from lazyfs.draw.svg import byte_words
     help="Of the chunks of large files.",
 )
 @click.option(
+    "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
+)
+@click.option("--all-platforms", is_flag=True, help="Every image of an index; what is none is carried along.")
+@click.option(
     "--jobs",
     type=click.IntRange(0, 256),
     default=0,
     help="Threads that compress; 0, the default: one per core.",
 )
+@click.option(
+    "--max-layer-size", type=click.IntRange(1), default=64, show_default=True, metavar="GIB", help="Unpacked."
+)
+@click.option(
+    "--max-ratio",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Unpacked bytes per byte, beyond 1 GiB.",
+)
 @json_option
 def convert(
-    source: str, destination: str, codec: str, level: int | None, chunk_size: int, jobs: int, as_json: bool
+    source: str,
+    destination: str,
+    codec: str,
+    level: int | None,
+    chunk_size: int,
+    platform: str | None,
+    all_platforms: bool,
+    jobs: int,
+    max_layer_size: int,
+    max_ratio: int,
+    as_json: bool,
 ) -> None:
     """Make an image that starts before it is downloaded.
 
-    SRC and DST are oci:DIR[:tag], OCI image layouts; DST may exist, blobs are shared.
+    SRC and DST are oci:DIR[:tag], OCI image layouts; DST may exist, blobs are shared. Layers that DST has converted
+    already are not converted again, so a run that was killed goes on where it was.
 
     The result is an ordinary OCI image as well: any runtime that reads zstd layers can pull and run it. Its
     config, image ID and DiffIDs stay what they were.
@@ -49,66 +74,152 @@ def convert(
     \b
     Examples:
       lazyfs convert oci:./images:app oci:./lazy:app
-      skopeo copy docker-archive:app.tar oci:./images:app && lazyfs convert oci:./images:app oci:./lazy:app
+      lazyfs convert --all-platforms oci:./images:app oci:./lazy:app
+      lazyfs convert --codec gzip oci:./images:app oci:./lazy:app-gzip
     """
     import os
 
-    from converter import CutRules, LayerReport, Settings, convert_image
+    from converter import CutRules, Limits, Settings, Silent, convert_image
+    from lazyfs.cli.progress import chosen
     from lazyfs.stores import open_store, parse_reference
 
-    def on_layer(number: int, count: int, layer: LayerReport) -> None:
-        if not as_json:
-            done = "is converted already, copied" if layer.reused else f"{layer.seconds:.1f} s"
-            print(
-                f"layer {number}/{count} {short(layer.source_digest)}: {byte_words(layer.source_size)} -> "
-                f"{byte_words(layer.size)}, {layer.chunks} chunks, {done}",
-                file=sys.stderr,
-                flush=True,
-            )
-
     from_reference, to_reference = parse_reference(source), parse_reference(destination)
-    # As CPython's own executors do: more threads than cores only add to memory.
-    rules = CutRules(chunk_size=chunk_size * 1024)
-    settings = Settings(codec, level, rules, jobs or os.cpu_count() or 1)
-    with open_store(from_reference) as from_store, open_store(to_reference, create=True) as to_store:
-        report = convert_image(from_store, from_reference, to_store, to_reference, settings, on_layer)
+    settings = Settings(
+        codec,
+        level,
+        CutRules(chunk_size=chunk_size * 1024),
+        Limits(max_size=max_layer_size << 30, max_ratio=max_ratio),
+        jobs or os.cpu_count() or 1,
+    )
+    with (
+        open_store(from_reference) as from_store,
+        open_store(to_reference, create=True) as to_store,
+        chosen(as_json) or nullcontext(Silent()) as progress,
+    ):
+        report = convert_image(
+            from_store,
+            from_reference,
+            to_store,
+            to_reference,
+            settings,
+            progress,
+            platform=platform,
+            all_platforms=all_platforms,
+        )
     if as_json:
         print_json(report.as_dict())
         return
     before = sum(layer.source_size for layer in report.layers)
     after = sum(layer.size for layer in report.layers)
+    chunks = sum(layer.chunks for layer in report.layers)
+    new = sum(layer.new_chunks for layer in report.layers)
     click.echo(
         f"{report.destination}  {report.digest}\n"
-        f"{len(report.layers)} layers, {byte_words(before)} -> {byte_words(after)}, {report.seconds:.1f} s"
+        f"{len(report.layers)} layers, {byte_words(before)} -> {byte_words(after)}, "
+        f"{chunks} chunks ({chunks - new} shared), {report.seconds:.1f} s"
     )
+
+
+@click.command(short_help="Move images between stores as they are.")
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@json_option
+def copy(source: str, destination: str, as_json: bool) -> None:
+    """Copy an image, converted or not, with all its platforms, from one store to another.
+
+    \b
+    Example:
+      lazyfs copy oci:./lazy:app oci:/srv/images:app
+    """
+    from converter import copy_tree
+    from lazyfs.formats.oci import Descriptor
+    from lazyfs.stores import open_store, parse_reference
+
+    from_reference, to_reference = parse_reference(source), parse_reference(destination)
+    copied: list[Descriptor] = []
+    present: list[Descriptor] = []
+
+    def on_blob(blob: Descriptor, was_copied: bool) -> None:
+        (copied if was_copied else present).append(blob)
+
+    tag = to_reference.tag_to_write()
+    with open_store(from_reference) as from_store, open_store(to_reference, create=True) as to_store:
+        top = copy_tree(from_store, from_store.resolve(from_reference.selector), to_store, on_blob)
+        to_store.put_tag(tag, top)
+    if as_json:
+        print_json(
+            {
+                "digest": top.digest,
+                "copied": [blob.digest for blob in copied],
+                "copied_bytes": sum(blob.size for blob in copied),
+                "present": [blob.digest for blob in present],
+            }
+        )
+        return
+    size = sum(blob.size for blob in copied)
+    click.echo(f"{top.digest}\n{len(copied)} blobs copied ({byte_words(size)}), {len(present)} were there")
 
 
 @click.command(short_help="Prove a converted image, byte by byte.")
 @reference_argument
+@click.option("--against", metavar="SRC", help="The image that it was made from: compare digest by digest.")
 @json_option
-def check(reference: str, as_json: bool) -> None:
+def check(reference: str, against: str | None, as_json: bool) -> None:
     """Prove a converted image: every chunk, every DiffID, every tree.
 
     Reads every byte of it. Exit code 0 and one line when all is right; else the first thing that is wrong,
     and exit code 4 (it breaks the format) or 5 (it is damaged).
 
     \b
-    Example:
+    Examples:
       lazyfs check oci:./lazy:app
+      lazyfs check oci:./lazy:app --against oci:./images:app
     """
-    from converter import check_image
+    from converter import check_against, check_image
     from lazyfs.stores import open_store, parse_reference
 
     parsed = parse_reference(reference)
     with open_store(parsed) as store:
         report = check_image(store, parsed)
+        if against is not None:
+            original = parse_reference(against)
+            with open_store(original) as original_store:
+                check_against(store, parsed, original_store, original)
     if as_json:
-        print_json(report.as_dict())
+        print_json({**report.as_dict(), "against": against})
         return
+    compared = f", and of the same bytes as {against}" if against else ""
     click.echo(
-        f"ok: {report.reference} is right: {report.layers} layers, {report.chunks} chunks, "
+        f"ok: {report.reference} is right{compared}: {report.layers} layers, {report.chunks} chunks, "
         f"{byte_words(report.blob_size)} hold {byte_words(report.stream_size)} and {report.inodes} inodes, "
         f"{report.seconds:.1f} s"
+    )
+
+
+@click.command(short_help="What a node with one image must fetch for another.")
+@click.argument("old", metavar="REF1")
+@click.argument("new", metavar="REF2")
+@json_option
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Tell what a node that has REF1 must fetch for REF2 if it reads all of it, and what a pull of layers would.
+
+    \b
+    Example:
+      lazyfs diff oci:./lazy:app-1.0 oci:./lazy:app-1.1
+    """
+    from converter import compare
+    from lazyfs.stores import open_store, parse_reference
+
+    old_reference, new_reference = parse_reference(old), parse_reference(new)
+    with open_store(old_reference) as old_store, open_store(new_reference) as new_store:
+        difference = compare(old_store, old_reference, new_store, new_reference)
+    if as_json:
+        print_json(difference.as_dict())
+        return
+    click.echo(
+        f"chunks  {difference.missing_chunks} of {difference.chunks} are new: {byte_words(difference.missing_bytes)}\n"
+        f"layers  {difference.missing_layers} of {difference.layers} are new: "
+        f"{byte_words(difference.missing_layer_bytes)} by an ordinary pull"
     )
 
 

@@ -44,7 +44,9 @@ def app(context: click.Context, root: Path | None, debug: bool) -> None:
 
 for _command in (
     images.convert,
+    images.copy,
     images.check,
+    images.diff,
     images.inspect,
     run.run,
     mounts.mount,

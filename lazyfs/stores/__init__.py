@@ -1,7 +1,7 @@
 """Stores of images: where they are read from and written to. The interface is `Store` in `base`."""
 
 from lazyfs.stores.base import BlobWriter, Store, check_complete, read_verified, write_blob
-from lazyfs.stores.image import Image, host_platform, load_image, parse_platform
+from lazyfs.stores.image import Image, host_platform, load_image, load_manifest, parse_platform
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG, Reference, check_tag, parse_reference
@@ -19,6 +19,7 @@ __all__ = [
     "check_tag",
     "host_platform",
     "load_image",
+    "load_manifest",
     "open_store",
     "parse_platform",
     "parse_reference",

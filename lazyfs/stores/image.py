@@ -74,7 +74,7 @@ def load_image(store: Store, reference: Reference, platform: str | None = None) 
             index = parse_index(store.get_document(descriptor))
             _check_type(descriptor, index.media_type)
             descriptor = _choose(index, wanted)
-        image = _load_manifest(store, descriptor)
+        image = load_manifest(store, descriptor)
         if platform is not None:
             _check_platform(image.config, wanted)
         return image
@@ -97,7 +97,8 @@ def parse_platform(text: str) -> Platform:
     return Platform(match[2], match[1], match[3] or "")
 
 
-def _load_manifest(store: Store, descriptor: Descriptor) -> Image:
+def load_manifest(store: Store, descriptor: Descriptor) -> Image:
+    """Load the image whose manifest ``descriptor`` points to; errors as of `load_image`."""
     if descriptor.media_type not in MANIFEST_TYPES:
         raise UnsupportedError(
             f"{descriptor.digest} is of type {short(descriptor.media_type)}, which is no image manifest",
