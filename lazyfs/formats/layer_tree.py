@@ -26,13 +26,12 @@ from lazyfs.formats.toc import (
     Tree,
     Xattrs,
 )
-from lazyfs.formats.toc_check import MAX_NAME, MAX_SYMLINK, is_image_xattr
+from lazyfs.formats.toc_check import MAX_DEPTH, MAX_NAME, MAX_SYMLINK, is_image_xattr, xattr_fault
 
 _WHITEOUT_PREFIX = b".wh."
 _WHITEOUT_META_PREFIX = b".wh..wh."
 _OPAQUE_MARKER = b".wh..wh..opq"
 _MAX_SYMLINK_HOPS = 40
-_MAX_DEPTH = 2048
 
 _TYPE_BITS = {
     Kind.FILE: stat.S_IFREG,
@@ -85,9 +84,7 @@ class TreeBuilder:
 
     def add(self, member: Member, data: int, sparse: tuple[Segment, ...] | None) -> None:
         """Apply one member, whose data lies at `data` on the device, or in the segments of `sparse`."""
-        self._count += 1
-        if self._count > MAX_INODES:
-            raise LimitError(f"{self._layer}: more than {MAX_INODES} members")
+        self._count_node()
         parent_path, name = self._split(member)
         if not name:
             self._update_directory(self._root, member)
@@ -107,6 +104,11 @@ class TreeBuilder:
         """The tree, with the appendix beginning at this device offset."""
         return _columns(self._root, appendix_start)
 
+    def _count_node(self) -> None:
+        self._count += 1
+        if self._count > MAX_INODES:
+            raise LimitError(f"{self._layer}: more than {MAX_INODES} files and directories")
+
     def _error(self, member: Member, what: str) -> BadInputError:
         return BadInputError(
             f"{self._layer}: member {member.name[:200]!r} at byte {member.header_offset}: {what}",
@@ -121,11 +123,11 @@ class TreeBuilder:
         parts = _parts(path)
         if b".." in parts:
             raise self._error(member, "'..' in the name")
-        if len(parts) > _MAX_DEPTH or any(len(part) > MAX_NAME for part in parts):
-            raise self._error(
-                member, f"a name of more than {MAX_NAME} bytes, or more than {_MAX_DEPTH} levels"
-            )
-        return b"/".join(parts[:-1]), (parts[-1] if parts else b"")
+        name = parts.pop() if parts else b""
+        longest = max(map(len, parts), default=0)
+        if max(longest, len(name.removeprefix(_WHITEOUT_PREFIX))) > MAX_NAME:
+            raise self._error(member, f"a name of more than {MAX_NAME} bytes")
+        return b"/".join(parts), name
 
     def _directory(self, path: bytes, member: Member) -> Node:
         """The directory at `path`, made as implied where it is missing."""
@@ -158,6 +160,7 @@ class TreeBuilder:
             if node is None or node is _HIDDEN:
                 if not create:
                     return None
+                self._count_node()
                 node = children[part] = _implied_directory() if node is None else _recreated_directory()
             if stat.S_ISLNK(node.mode):
                 hops += 1
@@ -168,6 +171,8 @@ class TreeBuilder:
                 todo.extend(node.target.split(b"/")[::-1])
                 continue
             stack.append(node)
+            if len(stack) > MAX_DEPTH:
+                raise self._error(member, f"more than {MAX_DEPTH} levels of directories")
         return stack[-1]
 
     def _update_directory(self, node: Node, member: Member) -> None:
@@ -176,14 +181,15 @@ class TreeBuilder:
         node.mode = stat.S_IFDIR | member.mode
         node.uid, node.gid = member.uid, member.gid
         node.mtime, node.nsec = member.mtime, member.mtime_nsec
-        node.xattrs = _kept_xattrs(member.xattrs)
+        node.xattrs = self._kept_xattrs(member)
         node.flags &= ~FLAG_IMPLIED
 
     def _add_directory(self, parent: Node, name: bytes, member: Member) -> None:
         assert parent.children is not None
         old = parent.children.get(name)
         if old is None or old.children is None:
-            node = _recreated_directory() if old is _HIDDEN else _implied_directory()
+            # What was here hid the name in lower layers: their directory does not come back.
+            node = _implied_directory() if old is None else _recreated_directory()
             self._replace(parent, name, node)
             old = node
         self._update_directory(old, member)
@@ -209,7 +215,7 @@ class TreeBuilder:
                 parent.children[hidden] = _HIDDEN
             elif old.children is not None:
                 # A whiteout speaks of lower layers only: what this layer puts there stays.
-                old.flags |= FLAG_OPAQUE
+                old.flags = FLAG_OPAQUE
 
     def _add_link(self, parent: Node, name: bytes, member: Member) -> None:
         assert parent.children is not None
@@ -252,10 +258,18 @@ class TreeBuilder:
             nsec=member.mtime_nsec,
             data=data if member.kind is Kind.FILE and size and sparse is None else 0,
             rdev=major << 20 | minor if is_device else 0,
-            xattrs=_kept_xattrs(member.xattrs),
+            xattrs=self._kept_xattrs(member),
             target=member.target if member.kind is Kind.SYMLINK else b"",
             sparse=sparse,
         )
+
+    def _kept_xattrs(self, member: Member) -> Xattrs:
+        if not member.xattrs:
+            return ()
+        kept = tuple(pair for pair in member.xattrs if is_image_xattr(pair[0]))
+        if fault := xattr_fault(kept):
+            raise self._error(member, fault)
+        return kept
 
 
 def _parts(path: bytes) -> list[bytes]:
@@ -271,10 +285,6 @@ def _recreated_directory() -> Node:
     return Node(mode=stat.S_IFDIR | 0o755, flags=FLAG_OPAQUE, children={})
 
 
-def _kept_xattrs(xattrs: Xattrs) -> Xattrs:
-    return tuple(pair for pair in xattrs if is_image_xattr(pair[0])) if xattrs else ()
-
-
 def _columns(root: Node, appendix_start: int) -> Tree:
     """Number the inodes in canonical order and turn nodes into columns."""
     order = [root]
@@ -285,8 +295,10 @@ def _columns(root: Node, appendix_start: int) -> Tree:
     for node in order:  # grows while it is read: breadth first
         if node.children is None:
             continue
-        counts.append(len(node.children))
+        first = len(names)
         for name, child in sorted(node.children.items()):
+            if name.startswith(_WHITEOUT_META_PREFIX):
+                continue  # AUFS keeps there what has several names; they are hard links to it
             names.append(name)
             if child is _HIDDEN:
                 entries.append(WHITEOUT)
@@ -295,6 +307,7 @@ def _columns(root: Node, appendix_start: int) -> Tree:
                 child.number = len(order)
                 order.append(child)
             entries.append(child.number)
+        counts.append(len(names) - first)
     sets: dict[Xattrs, int] = {(): 0}
     columns = {
         name: np.array([getattr(node, name) for node in order], dtype)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lazyfs.errors import BadInputError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, MAX_CHUNK_SIZE, ChunkTable
 from lazyfs.formats.toc import (
-    CODEC_ZSTD,
+    CODECS,
     FLAG_IMPLIED,
     FLAG_OPAQUE,
     MAX_XATTR_SETS,
@@ -26,9 +26,12 @@ from lazyfs.formats.toc import (
 
 BLOCK = 512
 MAX_NAME = 255
+MAX_DEPTH = 2048
+"""Levels of directories: more than a path (4095 bytes) can reach."""
 MAX_SYMLINK = 4095
 MAX_XATTR_NAME = 255
-MAX_XATTR_VALUE = 64 * 1024
+MAX_XATTR_VALUE = 64 * 1024 - 1
+"""What EROFS can say; one byte less than Linux allows."""
 MAX_XATTR_SET_SIZE = 128 * 1024
 MAX_FILE_SIZE = 1 << 62
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
@@ -41,10 +44,10 @@ Mask = npt.NDArray[np.bool_]
 
 def check(toc: Toc) -> None:
     """Raise BadInputError or UnsupportedError unless the TOC holds together in itself."""
-    if toc.codec != CODEC_ZSTD:
+    if toc.codec not in CODECS:
         raise UnsupportedError(
             f"TOC: codec {toc.codec!r}",
-            hint=f"this version of lazyfs reads {CODEC_ZSTD}; convert the image again",
+            hint=f"this version of lazyfs reads {', '.join(CODECS)}; convert the image again",
         )
     if len(toc.diff_id) != DIGEST_SIZE:
         raise BadInputError("TOC: diff_id is not a sha256")
@@ -209,19 +212,27 @@ def is_image_xattr(name: bytes) -> bool:
     return (
         name.startswith(XATTR_PREFIXES)
         and not name.startswith(OVERLAY_XATTRS)
-        and not name.endswith(b".")
+        and name not in XATTR_PREFIXES
         and b"\0" not in name
     )
 
 
-def _check_xattrs(pairs: Xattrs) -> None:
-    total = 0
+def xattr_fault(pairs: Xattrs) -> str:
+    """What is wrong with one inode's xattrs, whose names are known to be such as an image may set."""
     for name, value in pairs:
+        if len(name) > MAX_XATTR_NAME or len(value) > MAX_XATTR_VALUE:
+            return f"xattr {name[:64]!r} is too long"
+    if sum(len(name) + len(value) + 8 for name, value in pairs) > MAX_XATTR_SET_SIZE:
+        return f"more than {MAX_XATTR_SET_SIZE} bytes of xattrs"
+    return ""
+
+
+def _check_xattrs(pairs: Xattrs) -> None:
+    for name, _ in pairs:
         if not is_image_xattr(name):
             raise BadInputError(f"TOC: xattr {name[:64]!r} has a name that no image may set")
-        if len(name) > MAX_XATTR_NAME or len(value) > MAX_XATTR_VALUE:
-            raise BadInputError(f"TOC: xattr {name[:64]!r} is too long")
-        total += len(name) + len(value) + 8
+    if fault := xattr_fault(pairs):
+        raise BadInputError(f"TOC: {fault}")
     names = [name for name, _ in pairs]
-    if total > MAX_XATTR_SET_SIZE or any(map(operator.ge, names, names[1:])):
-        raise BadInputError("TOC: an xattr set is too large or not in rising order of names")
+    if any(map(operator.ge, names, names[1:])):
+        raise BadInputError("TOC: an xattr set is not in rising order of names")
