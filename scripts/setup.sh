@@ -67,7 +67,7 @@ check_machine() {
 # Sets python, python_id (changes when the interpreter does) and python_packages (what Debian
 # packages its own interpreter lacks to make an environment and to build pyfuse3).
 find_python() {
-    local candidate found=none
+    local candidate found="PATH has none"
     for candidate in "${PYTHON:-python3}" python3 python3.11 python3.12 python3.13 python3.14; do
         command -v "$candidate" >/dev/null || continue
         if python_id=$("$candidate" -I -c '
@@ -81,20 +81,20 @@ sys.exit(sys.version_info < (3, 11))' 2>/dev/null); then
             found=yes
             break
         fi
-        [ -z "$python_id" ] || found="the newest on PATH is ${python_id% * *}"
+        [ -z "$python_id" ] || found="PATH has ${python_id% * *}"
     done
-    [ "$found" = yes ] || fail "Python 3.11 or later is needed: $found"
+    [ "$found" = yes ] || fail "Python 3.11 or later is needed, $found: install it, or name one with PYTHON="
     local version venv headers
     read -r python version venv headers <<<"$python_id"
     python_id="$python $version $PWD"
     python_packages=""
     local series=${version%.*}
     [ "$venv" = venv ] || python_packages="python$series-venv"
-    [ "$headers" = headers ] || python_packages+=" libpython$series-dev"
+    [ "$headers" = headers ] || python_packages+="${python_packages:+ }libpython$series-dev"
     if [ -n "$python_packages" ]; then
         case $python in
         /usr/bin/*) ;;
-        *) fail "$python lacks ensurepip or its C headers: complete it, or name another one with PYTHON=" ;;
+        *) fail "$python lacks what Debian has in $python_packages: add it, or name another one with PYTHON=" ;;
         esac
     fi
 }
