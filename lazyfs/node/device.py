@@ -6,6 +6,7 @@
 This is all that a front end (FUSE) sees of the node.
 """
 
+import logging
 import threading
 from concurrent.futures import Future
 from typing import Protocol
@@ -13,6 +14,8 @@ from typing import Protocol
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.fetch import Fetcher
+
+log = logging.getLogger(__name__)
 
 
 class RandomAccess(Protocol):
@@ -65,11 +68,12 @@ class LayerDevice:
                     low, high = self._span(flight.index, offset, length)
                     start = int(self._chunks.start[flight.index])
                     pieces[flight.index] = flight.future.result()[low - start : high - start]
-                answer.set_result(
-                    b"".join(self._landed(index, pieces[index], offset, length) for index in indexes)
-                )
+                answer.set_result(b"".join(piece for piece in pieces.values() if piece is not None))
             except LazyfsError as error:
                 answer.set_exception(error)
+            except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
+                log.exception("%d bytes at %d", length, offset)
+                answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
 
         if not flights:
             finish()
@@ -86,19 +90,9 @@ class LayerDevice:
         return max(offset, start), min(offset + length, end)
 
     def _cached(self, index: int, offset: int, length: int) -> bytes | None:
-        """The part of the chunk that is wanted, from the cache; a chunk that the disk does not give back is dropped."""
+        """The part of the chunk that is wanted, from the cache."""
         low, high = self._span(index, offset, length)
-        piece = self._cache.read(low, high - low)
-        if piece is None and self._cache.has(index):
-            self._cache.drop(index)
-        return piece
-
-    def _landed(self, index: int, piece: bytes | None, offset: int, length: int) -> bytes:
-        if piece is None:  # it came between our look and the fetcher's, so there was no flight to wait for
-            piece = self._cached(index, offset, length)
-        if piece is None:
-            raise NodeError(f"chunk {index}: the cache does not give back what it was given")
-        return piece
+        return self._cache.read(low, high - low)
 
 
 class _Countdown:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +69,18 @@ class Timeline:
     def failed(self, layer: str, reason: str) -> None:
         with self._lock:
             self._failed += 1
-            self._failures.append(f"{layer}: {reason}")
+            self._remember(f"{layer}: {reason}")
 
     def cache_failed(self, reason: str) -> None:
         with self._lock:
             self._cache_failures += 1
-            if reason not in self._failures:
-                self._failures.append(f"cache: {reason}")
+            self._remember(f"cache: {reason}")
+
+    def _remember(self, failure: str) -> None:
+        """Each once, the latest last: a thousand reads that fail alike must not push out what else went wrong."""
+        with suppress(ValueError):
+            self._failures.remove(failure)
+        self._failures.append(failure)
 
     def counters(self) -> dict[str, Any]:
         """Totals since the daemon started, JSON-able."""

@@ -1,0 +1,61 @@
+"""A layer with its cache, fetcher and device, on a store that misbehaves on demand."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.device import LayerDevice
+from lazyfs.node.fetch import Fetcher
+from lazyfs.node.timeline import Timeline
+
+from .samples import PATIENCE, TOC_NAME, FakeStore, Layer
+
+BOOT = b"0" * 36
+KIB = 1024
+
+
+@dataclass
+class Rig:
+    layer: Layer
+    store: FakeStore
+    cache: LayerCache
+    executor: ThreadPoolExecutor
+    fetcher: Fetcher
+    device: LayerDevice
+    timeline: Timeline
+    cache_directory: Path
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What a reader gets."""
+        here = self.device.peek(offset, length)
+        return self.device.request(offset, length).result(PATIENCE) if here is None else here
+
+    def is_right(self, offset: int = 0, length: int = 1 << 40) -> bool:
+        return self.read(offset, length) == self.layer.device[offset : offset + length]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """Makes one from the arguments of `Layer`; `boot` names the kernel that the cache is opened under."""
+    opened: list[Rig] = []
+
+    def make(lengths: list[int] | None = None, gaps: list[int] | None = None, *, boot: bytes = BOOT) -> Rig:
+        layer = Layer(lengths or [40 * KIB] * 8, gaps)
+        store, timeline = FakeStore(layer.blob), Timeline()
+        directory = tmp_path / TOC_NAME
+        cache = LayerCache(directory, layer.chunks, boot)
+        executor = ThreadPoolExecutor(4)
+        fetcher = Fetcher("a layer", store.source(), cache, executor, timeline)
+        device = LayerDevice(cache, fetcher)
+        opened.append(Rig(layer, store, cache, executor, fetcher, device, timeline, directory))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.executor.shutdown()
+        if not each.cache._map.closed:
+            each.cache.close()
