@@ -28,7 +28,7 @@ FUSE_KIND = "fuse.lazyfs"
 # KiB that the kernel reads ahead on device files. 2 cores, a 309 MB device below EROFS, every byte local:
 #
 #     KiB                                        128    256    512   1024   4096
-#     dd of a device file, GB/s                  1.0    1.5    2.5    2.5    2.5
+#     sequential read of a device file, GB/s     1.0    1.5    2.3    2.0    2.5
 #     cold tar of the tree, s                   0.42   0.30   0.25   0.25   0.45
 #     cold import of numpy, MB read from here     29     34     35     39     51
 #     ... fetched in 256 KiB chunks, MB           45     47     49     52
@@ -42,7 +42,7 @@ MAX_BACKGROUND = 512
 
 # Tasks that take requests: a waiting one costs some 10 KB. There must be more than MAX_BACKGROUND, since
 # reads that are not ahead of anyone, opens and lookups come on top. How many stay idle makes no difference
-# (parallel 64 KiB reads with 1, 4 and 32: the same within noise).
+# (16 readers of 64 KiB pieces with 1, 2, 4 and 32: 54 us of CPU per read, all of them).
 IDLE_TASKS = 2
 MAX_TASKS = 4 * MAX_BACKGROUND
 
@@ -51,7 +51,7 @@ def open_and_mount(target: Path) -> int:
     """Mount a FUSE front on the directory ``target``; returns the descriptor to `serve` it on.
 
     Readers wait until it is served. When the last copy of the descriptor is closed, they get errors
-    (and whoever looks at ``target`` ENOTCONN) until it is unmounted.
+    (ENOTCONN) until it is unmounted.
     """
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)

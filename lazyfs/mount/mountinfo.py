@@ -26,7 +26,8 @@ class MountEntry:
 
 def parse_mountinfo(raw: bytes) -> list[MountEntry]:
     """The mounts in the order of ``raw``, the content of a mountinfo file."""
-    return [_parse_line(line) for line in raw.splitlines()]
+    # Not splitlines: a carriage return may stand in a path as it is.
+    return [_parse_line(line) for line in raw.split(b"\n") if line]
 
 
 def all_mounts() -> list[MountEntry]:
