@@ -16,11 +16,17 @@ from dataclasses import replace
 from converter.layer import Settings
 from lazyfs.errors import LazyfsError
 from lazyfs.formats import toc
-from lazyfs.formats.oci import OCI_EMPTY, OCI_MANIFEST, Descriptor, Manifest, parse_manifest
+from lazyfs.formats.oci import (
+    LAYER_RECORD_TYPE,
+    OCI_EMPTY,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    parse_manifest,
+)
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Store, write_blob
 
-RECORD_TYPE = "application/vnd.lazyfs.layer.v1"
 CONVERTER_VERSION = 1
 """To be raised when the same settings give other bytes than before."""
 
@@ -40,9 +46,9 @@ def find(
 
 def remember(target: Store, source_digest: str, layer: Descriptor, settings: Settings) -> None:
     digest, size = write_blob(target, b"{}")
-    manifest = Manifest(Descriptor(OCI_EMPTY, digest, size), (layer,), artifact_type=RECORD_TYPE)
+    manifest = Manifest(Descriptor(OCI_EMPTY, digest, size), (layer,), artifact_type=LAYER_RECORD_TYPE)
     record = target.put_document(manifest.to_bytes(), OCI_MANIFEST)
-    target.put_tag(tag_for(source_digest, settings), replace(record, artifact_type=RECORD_TYPE))
+    target.put_tag(tag_for(source_digest, settings), replace(record, artifact_type=LAYER_RECORD_TYPE))
 
 
 def tag_for(source_digest: str, settings: Settings) -> str:

@@ -53,6 +53,8 @@ FOREIGN_LAYER_TYPES = frozenset(
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 # containerd hands annotations of this prefix to the snapshotter as labels.
 TOC_ANNOTATION = "containerd.io/snapshot/lazyfs.toc"
+# An artifact that the converter leaves beside a layer, for its next run.
+LAYER_RECORD_TYPE = "application/vnd.lazyfs.layer.v1"
 
 _COMPRESSIONS = {
     OCI_LAYER: "none",
