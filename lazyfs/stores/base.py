@@ -5,7 +5,7 @@ chunks are right, is decided above it; how bytes travel is decided within it.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, Self
 
@@ -122,37 +122,46 @@ class Store(Protocol):
 
 
 def read_verified(store: Store, descriptor: Descriptor, limit: int) -> bytes:
-    """Read a small blob whole and check its size and sha256, never holding more than ``limit`` bytes.
+    """Read a small blob whole and check it as `verify` does.
 
     This is `Store.get_document` for stores that keep documents as blobs.
     """
+    return verify(store.stream(descriptor.digest), descriptor, store.url, limit)
+
+
+def verify(pieces: Iterable[bytes], descriptor: Descriptor, url: str, limit: int) -> bytes:
+    """Join the pieces of a document out of the store ``url``, never holding more than ``limit`` bytes.
+
+    LimitError when the descriptor says more, before a piece is asked for; IntegrityError when size or sha256
+    are not those that it says.
+    """
     if descriptor.size > limit:
         raise LimitError(
-            f"{descriptor.digest} in {store.url} has {descriptor.size} bytes, the limit is {limit}",
+            f"{descriptor.digest} in {url} has {descriptor.size} bytes, the limit is {limit}",
             hint="the document that names it may be damaged; make or copy the image again",
         )
-    pieces: list[bytes] = []
+    kept: list[bytes] = []
     size = 0
     hasher = hashlib.sha256()
-    for piece in store.stream(descriptor.digest):
+    for piece in pieces:
         size += len(piece)
         if size > descriptor.size:
             break
         hasher.update(piece)
-        pieces.append(piece)
+        kept.append(piece)
     if size != descriptor.size:
         more = "more than " if size > descriptor.size else ""
         raise IntegrityError(
-            f"{descriptor.digest} in {store.url} has {more}{min(size, descriptor.size)} bytes, "
+            f"{descriptor.digest} in {url} has {more}{min(size, descriptor.size)} bytes, "
             f"not {descriptor.size} as its descriptor says",
             hint="copy the image there again",
         )
     if f"sha256:{hasher.hexdigest()}" != descriptor.digest:
         raise IntegrityError(
-            f"{descriptor.digest} in {store.url} has other bytes than its digest promises",
+            f"{descriptor.digest} in {url} has other bytes than its digest promises",
             hint="copy the image there again",
         )
-    return b"".join(pieces)
+    return b"".join(kept)
 
 
 @contextmanager

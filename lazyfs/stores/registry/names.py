@@ -57,9 +57,13 @@ def parse_repository(text: str) -> RepositoryName:
     return RepositoryName(host, path)
 
 
+def is_registry_tag(tag: str) -> bool:
+    return _TAG.fullmatch(tag) is not None
+
+
 def check_registry_tag(tag: str) -> None:
     """UsageError unless ``tag`` can be a tag in a registry."""
-    if not _TAG.fullmatch(tag):
+    if not is_registry_tag(tag):
         raise UsageError(
             f"{short(tag)} cannot be a tag in a registry",
             hint=f"a tag is up to 128 letters, digits and ._- (the first none of .-); for example {_EXAMPLE}",

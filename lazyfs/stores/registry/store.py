@@ -1,0 +1,262 @@
+"""A store in a registry: the OCI distribution specification 1.1.
+
+    /v2/NAME/blobs/DIGEST            blobs, read in ranges
+    /v2/NAME/manifests/TAG|DIGEST    manifests and indexes
+    /v2/NAME/tags/list               tags, in pages
+    /v2/NAME/blobs/uploads/          see `upload`
+
+The registry may be hostile: nothing it says makes us take more than was asked for, wait longer than the
+timeout, or believe a document that its digest does not prove.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Self
+from urllib.parse import urlencode, urljoin
+
+from lazyfs.errors import IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError, UsageError
+from lazyfs.formats.oci import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_DOCUMENT,
+    Descriptor,
+    parse_digest,
+    parse_document,
+    sha256_digest,
+)
+from lazyfs.formats.strict_json import MAX_INTEGER, load
+from lazyfs.stores.base import BlobWriter, Store, check_complete, named, read_verified, verify, write_blob
+from lazyfs.stores.options import StoreOptions
+from lazyfs.stores.reference import DEFAULT_TAG
+from lazyfs.stores.registry.blobs import announced_size, blob_size, read_range, stream_blob
+from lazyfs.stores.registry.client import RegistryClient
+from lazyfs.stores.registry.connection import Response, split_url
+from lazyfs.stores.registry.names import RepositoryName, check_registry_tag, is_registry_tag
+from lazyfs.stores.registry.server import Request
+from lazyfs.stores.registry.upload import RegistryBlobWriter, mount_blob
+
+_DOCUMENT_TYPES = MANIFEST_TYPES | INDEX_TYPES
+_ACCEPT = {"Accept": ", ".join(sorted(_DOCUMENT_TYPES))}
+_GENERIC_TYPES = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_PAGE = 1000
+_MAX_PAGE = 8 << 20
+_MAX_TAGS = 100_000
+_MAX_PAGES = 1000
+_MAX_TAGS_SHOWN = 12
+_MAX_COMPARED = 16
+_MAX_KEPT = 16 << 20
+_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*rel="?next"?')
+
+
+class RegistryStore:
+    """A repository as a `Store`; with ``create`` only the server that takes uploads is asked."""
+
+    def __init__(self, name: RepositoryName, options: StoreOptions, *, create: bool = False) -> None:
+        self._name = name
+        self._client = RegistryClient(name, options, push=create)
+        self._documents = _Documents()
+
+    @property
+    def url(self) -> str:
+        return self._client.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        parse_digest(digest)
+        if offset < 0 or length < 0 or offset + length > MAX_INTEGER:
+            raise StoreError(f"blob {digest} in {self.url} has no range of {length} bytes at {offset}")
+        return read_range(self._client, digest, offset, length)
+
+    def stream(self, digest: str) -> Iterator[bytes]:
+        parse_digest(digest)
+        return stream_blob(self._client, digest)
+
+    def has(self, digest: str) -> int | None:
+        parse_digest(digest)
+        size = blob_size(self._client, digest)
+        if size is not None:
+            return size
+        # Manifests are blobs to everybody but a registry.
+        request = Request("HEAD", f"manifests/{digest}", f"manifest {digest}", headers=_ACCEPT)
+        try:
+            return self._client.run(request, announced_size)
+        except NotFoundError:
+            return None
+
+    def resolve(self, tag_or_digest: str | None) -> Descriptor:
+        if tag_or_digest is None:
+            return self._only_image()
+        if tag_or_digest.startswith("sha256:"):
+            parse_digest(tag_or_digest)
+            return self._manifest(tag_or_digest, "pull")
+        try:
+            check_registry_tag(tag_or_digest)
+            return self._manifest(tag_or_digest, "resolve")
+        except NotFoundError as error:
+            raise NotFoundError(error.message, hint=self._tag_hint()) from error
+
+    def tags(self) -> list[str]:
+        found: set[str] = set()
+        query: str | None = urlencode({"n": _PAGE})
+        for _ in range(_MAX_PAGES):
+            request = Request("GET", f"tags/list?{query}", "tags", "resolve")
+            try:
+                page, query = self._client.run(request, _read_tags)
+            except NotFoundError:
+                # A repository comes into being with its first image.
+                return sorted(found)
+            found.update(page)
+            if query is None or len(found) > _MAX_TAGS:
+                break
+        if query is not None:
+            raise LimitError(
+                f"{self.url} has more tags than the limit of {_MAX_TAGS}", hint="name the image by its digest"
+            )
+        return sorted(found)
+
+    def get_document(self, descriptor: Descriptor, limit: int = MAX_DOCUMENT) -> bytes:
+        if descriptor.media_type not in _DOCUMENT_TYPES:
+            return read_verified(self, descriptor, limit)
+        data = self._documents.get(descriptor.digest)
+        if data is not None:
+            return verify([data], descriptor, self.url, limit)
+        data = verify(self._fetch_manifest(descriptor), descriptor, self.url, limit)
+        self._documents.keep(descriptor.digest, data)
+        return data
+
+    def put_document(self, data: bytes, media_type: str) -> Descriptor:
+        digest = sha256_digest(data)
+        if media_type in _DOCUMENT_TYPES:
+            self._put_manifest(digest, data, media_type)
+        else:
+            write_blob(self, data)
+        return Descriptor(media_type, digest, len(data))
+
+    def writer(self) -> BlobWriter:
+        return RegistryBlobWriter(self._client)
+
+    def adopt(self, source: Store, digest: str) -> bool:
+        """Take a blob from another repository of the same registry without moving its bytes, if that can be."""
+        if not isinstance(source, RegistryStore) or source._name.host != self._name.host:
+            return False
+        return mount_blob(self._client, digest, source._name.path)
+
+    def put_tag(self, tag: str, descriptor: Descriptor) -> None:
+        check_registry_tag(tag)
+        check_complete(self, descriptor)
+        self._put_manifest(tag, self.get_document(descriptor), descriptor.media_type)
+
+    def _put_manifest(self, name: str, data: bytes, media_type: str) -> None:
+        headers = {"Content-Type": media_type}
+        accepted = frozenset({200, 201, 202})
+        what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
+        request = Request("PUT", f"manifests/{name}", what, "push", headers, data, accepted)
+        try:
+            self._client.run(request, lambda _: None)
+        except NotFoundError as error:
+            raise StoreError(
+                error.message, hint="write every blob before the manifest that names it"
+            ) from error
+        self._documents.keep(sha256_digest(data), data)
+
+    def _manifest(self, name: str, capability: str) -> Descriptor:
+        """Fetch a manifest or an index; it is kept, since whoever resolves a name reads what it names."""
+        request = self._manifest_request(name, capability)
+        data, media_type, promised = self._client.run(request, _read_manifest)
+        if len(data) > MAX_DOCUMENT:
+            raise LimitError(f"{request.what} in {self.url} is larger than the limit of {MAX_DOCUMENT} bytes")
+        digest = sha256_digest(data)
+        if name.startswith("sha256:"):
+            promised = name
+        if promised not in ("", digest):
+            raise IntegrityError(
+                f"{request.what} in {self.url} has other bytes than its digest {promised} promises",
+                hint="copy the image there again",
+            )
+        if media_type not in _DOCUMENT_TYPES and media_type in _GENERIC_TYPES:
+            with named(f"{request.what} in {self.url}"):
+                media_type = parse_document(data).media_type
+        self._documents.keep(digest, data)
+        return Descriptor(media_type, digest, len(data))
+
+    def _fetch_manifest(self, descriptor: Descriptor) -> Iterator[bytes]:
+        request = self._manifest_request(descriptor.digest, "pull")
+        yield self._client.run(request, lambda answer: answer.read(descriptor.size + 1))
+
+    def _manifest_request(self, name: str, capability: str) -> Request:
+        what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
+        return Request("GET", f"manifests/{name}", what, capability, _ACCEPT)
+
+    def _only_image(self) -> Descriptor:
+        try:
+            return self._manifest(DEFAULT_TAG, "resolve")
+        except NotFoundError:
+            tags = self.tags()
+        if not tags:
+            raise NotFoundError(
+                f"{self.url} has no image",
+                hint="check the name; `skopeo copy` or `lazyfs convert` puts one there",
+            )
+        if len(tags) <= _MAX_COMPARED:
+            images = {image.digest: image for image in (self._manifest(tag, "resolve") for tag in tags)}
+            if len(images) == 1:
+                return next(iter(images.values()))
+        raise UsageError(f"{self.url} has {len(tags)} tags and none is latest", hint=_shown(tags))
+
+    def _tag_hint(self) -> str:
+        try:
+            return _shown(self.tags())
+        except LazyfsError:
+            return "check the name of the tag"
+
+
+class _Documents:
+    """The last few manifests that were read or written, by digest. Thread safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, digest: str) -> bytes | None:
+        with self._lock:
+            return self._kept.get(digest)
+
+    def keep(self, digest: str, data: bytes) -> None:
+        with self._lock:
+            self._size += len(data) - len(self._kept.pop(digest, b""))
+            self._kept[digest] = data
+            while self._size > _MAX_KEPT:
+                self._size -= len(self._kept.popitem(last=False)[1])
+
+
+def _read_manifest(answer: Response) -> tuple[bytes, str, str]:
+    """Its bytes, its type and its digest, as far as the registry says these."""
+    data = answer.read(MAX_DOCUMENT + 1)
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+    return data, media_type, answer.headers.get("Docker-Content-Digest", "").strip()
+
+
+def _read_tags(answer: Response) -> tuple[list[str], str | None]:
+    """One page of tags, and the query of the next."""
+    tags = load(answer.read(_MAX_PAGE + 1), "list of tags", _MAX_PAGE).texts("tags")
+    match = _NEXT.search(answer.headers.get("Link", ""))
+    _, target = split_url(urljoin(answer.url, match[1])) if match else (None, "")
+    return [tag for tag in tags if is_registry_tag(tag)], target.partition("?")[2] or None
+
+
+def _shown(tags: list[str]) -> str:
+    if not tags:
+        return "it has no tags: check its name, or name an image by its digest"
+    more = f" and {len(tags) - _MAX_TAGS_SHOWN} more" if len(tags) > _MAX_TAGS_SHOWN else ""
+    return f"its tags are: {', '.join(tags[:_MAX_TAGS_SHOWN])}{more}"
