@@ -4,7 +4,8 @@ Written on the node from columns that have been checked, never taken from a stra
 given is only what this module can write. `docs/format.md` draws the layout:
 
     0       superblock (at 1024), device table: one slot per layer
-    nodes   plain inodes     64 bytes each, in tree order: directories, files, devices
+    nodes   root directory
+            plain inodes     64 bytes each, in tree order: directories, files, devices
             short symlinks   inode and target within one block
             others           with xattrs, long symlinks, sparse files
     blocks  directory blocks, then the targets of long symlinks
@@ -35,6 +36,10 @@ VERSION = 1
 
 MAX_CHUNK_INDEXES = 1 << 20
 """Of one sparse file; the converter realigns files that would need more."""
+MAX_SIZE = 512 << 20
+"""Of a bootstrap: eight million plain inodes."""
+MAX_DEVICES = 4096
+"""Behind their table lies the root directory, whose nid has 16 bits."""
 _MAX_CHUNK_BITS = 31
 _DEVICE_ALIGNMENT = 4096
 _FIRST_SLOT_SIZE_CLASS = 96
@@ -63,17 +68,22 @@ class _SparseFile:
 def build(tree: ImageTree, device_sizes: Sequence[int]) -> bytes:
     """The bootstrap of an image, whose layers' devices have `device_sizes` bytes (multiples of 512), lowest first.
 
-    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB).
+    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB), or where the bootstrap
+    would be larger than MAX_SIZE: a small TOC can ask for very much.
     """
+    if len(device_sizes) > MAX_DEVICES:
+        raise LimitError(f"the image has {len(device_sizes)} layers, the limit is {MAX_DEVICES}")
     areas = [_xattr_area(pairs) for pairs in tree.xattr_sets]
     first_inode = _align(erofs.SUPERBLOCK_OFFSET + 128 + erofs.DEVICE_SLOT_SIZE * len(device_sizes), BLOCK)
-    chunked = [_plan_sparse(tree, int(inode)) for inode in tree.sparse_inodes.tolist()]
+    chunked = _plan_all_sparse(tree)
     place = _place_inodes(tree, areas, chunked, first_inode)
     directories = lay_out_directories(tree, place.offset // SLOT)
+    _limit_size(place.end + BLOCK * len(tree.counts))
     long_symlinks, link_blocks = _long_symlinks(tree, place)
     directory_block = _align(place.end, BLOCK) // BLOCK
     link_block = directory_block + len(directories.blocks) // BLOCK
     own_size = (link_block + int(link_blocks.sum())) * BLOCK
+    _limit_size(own_size)
     bases = _device_bases(own_size, device_sizes)
 
     image = np.zeros(own_size, np.uint8)
@@ -89,6 +99,14 @@ def build(tree: ImageTree, device_sizes: Sequence[int]) -> bytes:
 
 def _align(value: int, unit: int) -> int:
     return -(-value // unit) * unit
+
+
+def _limit_size(size: int) -> None:
+    if size > MAX_SIZE:
+        raise LimitError(
+            f"the image's metadata would have {size} bytes, the limit is {MAX_SIZE}",
+            hint="images of fewer directories, symlinks, extended attributes or sparse files need less",
+        )
 
 
 def _device_bases(own_size: int, device_sizes: Sequence[int]) -> Ints:
@@ -120,18 +138,21 @@ def _place_inodes(tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile
         extra[file.inode] = _align(int(xattr_size[file.inode]), 8) + 8 * len(file.addresses)
 
     offset = np.zeros(count, np.int64)
-    plain = np.flatnonzero(~short & (extra == 0))
-    offset[plain] = first + INODE.itemsize * np.arange(len(plain))
-    at = _align(first + INODE.itemsize * len(plain), BLOCK)
+    offset[0] = first  # whatever xattrs it has: the superblock has 16 bits for the root's nid
+    start = first + _align(INODE.itemsize + int(extra[0]), INODE.itemsize)
+    others = ~short & (np.arange(count) > 0)
+    plain = np.flatnonzero(others & (extra == 0))
+    offset[plain] = start + INODE.itemsize * np.arange(len(plain))
+    at = _align(start + INODE.itemsize * len(plain), BLOCK)
     for slot in range(_FIRST_SLOT_SIZE_CLASS, BLOCK + 1, SLOT):
         members = np.flatnonzero(short & (_round_up(INODE.itemsize + size, SLOT) == slot))
         per_block = BLOCK // slot
         nth = np.arange(len(members))
         offset[members] = at + nth // per_block * BLOCK + nth % per_block * slot
         at += -(-len(members) // per_block) * BLOCK
-    others = np.flatnonzero(~short & (extra > 0))
-    sizes = _round_up(INODE.itemsize + extra[others], INODE.itemsize)
-    offset[others] = at + np.cumsum(sizes) - sizes
+    large = np.flatnonzero(others & (extra > 0))
+    sizes = _round_up(INODE.itemsize + extra[large], INODE.itemsize)
+    offset[large] = at + np.cumsum(sizes) - sizes
     return _Placement(offset, layout, xattr_size, at + int(sizes.sum()))
 
 
@@ -265,6 +286,16 @@ def chunk_bits(size: int, segments: Sequence[tuple[int, int]]) -> int:
         if offset + length < size:
             edges |= offset + length
     return (edges & -edges).bit_length() - 1
+
+
+def _plan_all_sparse(tree: ImageTree) -> list[_SparseFile]:
+    planned = []
+    indexes = 0
+    for inode in tree.sparse_inodes.tolist():
+        planned.append(_plan_sparse(tree, inode))
+        indexes += len(planned[-1].addresses)
+        _limit_size(8 * indexes)
+    return planned
 
 
 def _plan_sparse(tree: ImageTree, inode: int) -> _SparseFile:

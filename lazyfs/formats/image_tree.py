@@ -17,8 +17,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats.layer_view import resolve_links
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Inodes, Sparse, Tree, Xattrs
+from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, WHITEOUT, Inodes, Sparse, Tree, Xattrs
 
 Ints = npt.NDArray[np.int64]
 
@@ -69,8 +70,14 @@ class _Level:
 def merge(layers: Sequence[Tree]) -> ImageTree:
     """The image's tree, from its layers' trees, lowest first.
 
-    Raises BadInputError where a hard link names a path that no lower layer has.
+    Raises BadInputError where a hard link names a path that no lower layer has, LimitError where the layers
+    together have more than MAX_INODES inodes or entries.
     """
+    if not layers:
+        raise BadInputError("the image has no layers", hint="there is nothing in it that could be mounted")
+    largest = max(sum(len(layer.inodes) for layer in layers), sum(len(layer.names) for layer in layers))
+    if largest > MAX_INODES:
+        raise LimitError(f"the image's layers have {largest} inodes or names, the limit is {MAX_INODES}")
     joined = _join(layers)
     number = np.full(len(joined.mode), -1, np.int64)
     roots = joined.base[::-1]
@@ -129,7 +136,8 @@ def ranges(start: Ints, count: Ints) -> Ints:
     """The concatenation of `range(start[i], start[i] + count[i])`."""
     total = int(count.sum())
     ends = np.cumsum(count)
-    return np.arange(total, dtype=np.int64) + np.repeat(start - (ends - count), count)
+    flat: Ints = np.arange(total, dtype=np.int64) + np.repeat(start - (ends - count), count)
+    return flat
 
 
 def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
@@ -172,8 +180,9 @@ def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
 
 def _earlier(mask: npt.NDArray[np.bool_], first: Ints, group: Ints) -> npt.NDArray[np.bool_]:
     """For each row: does `mask` hold for an earlier row of its group?"""
-    before = np.cumsum(mask) - mask
-    return before > before[first][group] if len(first) else before > 0
+    before: Ints = np.cumsum(mask, dtype=np.int64) - mask
+    earlier: npt.NDArray[np.bool_] = before > before[first][group]
+    return earlier
 
 
 def _number(inode: Ints, number: Ints, count: int) -> Ints:

@@ -250,7 +250,8 @@ class TreeBuilder:
         if is_device and not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
             raise self._error(member, f"device number {major}:{minor} is out of range")
         return Node(
-            mode=_TYPE_BITS[member.kind] | member.mode,
+            # Linux has no other mode for symlinks, whatever the archive says.
+            mode=_TYPE_BITS[member.kind] | (0o777 if member.kind is Kind.SYMLINK else member.mode),
             uid=member.uid,
             gid=member.gid,
             size=size,

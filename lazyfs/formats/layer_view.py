@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lazyfs.errors import BadInputError
+from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats.toc import FLAG_OPAQUE, WHITEOUT, Tree
 
 _MAX_SYMLINK_HOPS = 40
+_MAX_STEPS = 4_000_000
+"""Names looked up in one layer each, by all links of an image: some seconds."""
 Ints = npt.NDArray[np.int64]
 Found = list[tuple[int, int]]
 """One path in several layers: (layer, inode), topmost first; more than one only for directories."""
@@ -22,29 +24,28 @@ Found = list[tuple[int, int]]
 
 def resolve_links(layers: Sequence[Tree], base: Ints, target: Ints) -> Ints:
     """Replace entries that name a link to a lower layer by the inode (joined numbering) that it links to."""
-    resolved: dict[int, int] = {}
+    look_up = _LookUp()
     for index, layer in enumerate(layers):
         mode = layer.inodes.mode & 0o170000
         links = np.flatnonzero(mode == 0)
         if not len(links):
             continue
         position = np.cumsum((mode == stat.S_IFLNK) | (mode == 0)) - 1
-        views = [_LayerView(below) for below in layers[:index]]
+        look_up.views += [_LayerView(below) for below in layers[len(look_up.views) : index]]
         for link in links.tolist():
             path = layer.targets[int(position[link])]
-            lower = _look_up(views, path)
+            lower = look_up.file(path)
             if lower is None:
                 raise BadInputError(
                     f"layer {index}: a hard link to {path[:200]!r}, which neither it nor a layer below has",
                     hint="the image cannot be unpacked by an ordinary runtime either; build it again",
                 )
-            inode = int(base[lower[0]]) + lower[1]
-            resolved[int(base[index]) + link] = resolved.get(inode, inode)
-    if not resolved:
+            look_up.resolved[index, link] = lower
+    if not look_up.resolved:
         return target
     table = np.arange(int(target.max()) + 1)
-    for link, inode in resolved.items():
-        table[link] = inode
+    for (layer_index, link), (lower_index, inode) in look_up.resolved.items():
+        table[base[layer_index] + link] = base[lower_index] + inode
     return np.where(target >= 0, table[target], target)
 
 
@@ -82,55 +83,67 @@ class _LayerView:
         return self.tree.targets[int(self._target[inode])]
 
 
-def _look_up(views: list[_LayerView], path: bytes) -> tuple[int, int] | None:
-    """(layer, inode) of the file at `path`; None where there is none, or a directory."""
-    root: Found = _opened(views, [(index, 0) for index in range(len(views))][::-1])
-    stack = [root]
-    todo = path.split(b"/")[::-1]
-    hops = 0
-    while todo:
-        part = todo.pop()
-        if part in (b"", b"."):
-            continue
-        if part == b"..":
-            stack = stack[:-1] or [root]
-            continue
-        found = _child(views, stack[-1], part)
-        if not found:
-            return None
-        layer, inode = found[0]
-        kind = views[layer].kind(inode)
-        if kind == stat.S_IFDIR:
-            stack.append(found)
-        elif not todo:
-            return layer, inode
-        elif kind == stat.S_IFLNK and hops < _MAX_SYMLINK_HOPS:
-            hops += 1
-            target = views[layer].target(inode)
-            stack = [root] if target.startswith(b"/") else stack
-            todo.extend(target.split(b"/")[::-1])
-        else:
-            return None
-    return None
+class _LookUp:
+    """Paths of the layers whose `views` it has. `resolved` has what links of these layers turned out to be."""
 
+    def __init__(self) -> None:
+        self.views: list[_LayerView] = []
+        self.resolved: dict[tuple[int, int], tuple[int, int]] = {}
+        self._steps = _MAX_STEPS
 
-def _child(views: list[_LayerView], directory: Found, name: bytes) -> Found:
-    found: Found = []
-    for layer, inode in directory:
-        entry = views[layer].entry(inode, name)
-        if entry is None:
-            continue
-        if entry == WHITEOUT:
-            break
-        if views[layer].kind(entry) != stat.S_IFDIR:
-            return found or [(layer, entry)]
-        found.append((layer, entry))
-    return _opened(views, found)
+    def file(self, path: bytes) -> tuple[int, int] | None:
+        """(layer, inode) of the file at `path`; None where there is none, or a directory."""
+        root = self._opened([(index, 0) for index in range(len(self.views))][::-1])
+        stack = [root]
+        todo = path.split(b"/")[::-1]
+        hops = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                stack = stack[:-1] or [root]
+                continue
+            found = self._child(stack[-1], part)
+            if not found:
+                return None
+            layer, inode = found[0]
+            kind = self.views[layer].kind(inode)
+            if kind == stat.S_IFDIR:
+                stack.append(found)
+            elif not todo:
+                return layer, inode
+            elif kind == stat.S_IFLNK and hops < _MAX_SYMLINK_HOPS:
+                hops += 1
+                target = self.views[layer].target(inode)
+                stack = [root] if target.startswith(b"/") else stack
+                todo.extend(target.split(b"/")[::-1])
+            else:
+                return None
+        return None
 
+    def _child(self, directory: Found, name: bytes) -> Found:
+        self._steps -= len(directory)
+        if self._steps < 0:
+            raise LimitError("the image has too many hard links from one layer to files of another")
+        found: Found = []
+        for layer, inode in directory:
+            entry = self.views[layer].entry(inode, name)
+            if entry is None:
+                continue
+            if entry == WHITEOUT:
+                break
+            child = self.resolved.get((layer, entry), (layer, entry))
+            if self.views[child[0]].kind(child[1]) != stat.S_IFDIR:
+                if not found:
+                    return [child]
+                break
+            found.append(child)
+        return self._opened(found)
 
-def _opened(views: list[_LayerView], found: Found) -> Found:
-    """`found` down to the first opaque directory."""
-    for at, (layer, inode) in enumerate(found):
-        if views[layer].is_opaque(inode):
-            return found[: at + 1]
-    return found
+    def _opened(self, found: Found) -> Found:
+        """`found` down to the first opaque directory."""
+        for at, (layer, inode) in enumerate(found):
+            if self.views[layer].is_opaque(inode):
+                return found[: at + 1]
+        return found

@@ -30,7 +30,10 @@ CODECS = ("zstd", "gzip", "lz4")
 MAX_TOC_SIZE = 64 << 20
 MAX_PLAIN_SIZE = 256 << 20
 MAX_INODES = 4_000_000
-MAX_XATTR_SETS = 1 << 20
+MAX_XATTRS = 1 << 20
+"""Sets, and pairs in all of them."""
+_MAX_MAPS = 64
+_MAX_TEXT = 256
 TOC_LEVEL = 9
 
 WHITEOUT = 0xFFFFFFFF
@@ -168,7 +171,7 @@ def _encode_tree(tree: Tree) -> dict[str, Any]:
             "inodes": to_planes(tree.entries, "u4"),
         },
         "targets": b"".join(target + b"\0" for target in tree.targets),
-        "xattrs": [[list(pair) for pair in pairs] for pairs in tree.xattr_sets],
+        "xattrs": _encode_xattrs(tree.xattr_sets),
         "sparse": {
             "files": len(tree.sparse_inodes),
             "count": len(sparse.inode),
@@ -178,6 +181,18 @@ def _encode_tree(tree: Tree) -> dict[str, Any]:
             "data": to_planes(sparse.data, "u8"),
             "length": to_planes(sparse.length, "u8"),
         },
+    }
+
+
+def _encode_xattrs(sets: list[Xattrs]) -> dict[str, Any]:
+    pairs = [pair for each in sets for pair in each]
+    return {
+        "sets": len(sets),
+        "count": len(pairs),
+        "counts": to_planes(np.array([len(each) for each in sets], "u4"), "u4"),
+        "names": b"".join(name + b"\0" for name, _ in pairs),
+        "lengths": to_planes(np.array([len(value) for _, value in pairs], "u4"), "u4"),
+        "values": b"".join(value for _, value in pairs),
     }
 
 
@@ -212,17 +227,38 @@ def _unpack(data: bytes) -> dict[str, Any]:
         raise LimitError(f"TOC: {len(data)} bytes, the limit is {MAX_TOC_SIZE}")
     try:
         size = zstandard.frame_content_size(data)
-        if not 0 <= size <= MAX_PLAIN_SIZE:
+        if size < 0:
+            raise BadInputError("TOC: its zstd frame does not state a content size")
+        if size > MAX_PLAIN_SIZE:
             raise LimitError(f"TOC: {size} bytes when unpacked, the limit is {MAX_PLAIN_SIZE}")
         plain = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
         document = msgpack.unpackb(
-            plain, raw=False, strict_map_key=True, max_array_len=MAX_XATTR_SETS, max_map_len=64
+            plain,
+            strict_map_key=True,
+            max_str_len=_MAX_TEXT,
+            max_array_len=0,
+            max_map_len=_MAX_MAPS,
+            max_ext_len=0,
+            object_hook=_MapCounter(),
         )
     except (zstandard.ZstdError, ValueError, msgpack.UnpackException, RecursionError) as error:
         raise BadInputError(f"TOC: cannot be read ({error or type(error).__name__})") from error
     if not isinstance(document, dict):
         raise BadInputError("TOC: not a map")
     return document
+
+
+class _MapCounter:
+    """Refuses a document of very many maps: one that takes a byte to write takes 64 to hold."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_MAPS
+
+    def __call__(self, table: dict[str, Any]) -> dict[str, Any]:
+        if not self._left:
+            raise BadInputError(f"TOC: more than {_MAX_MAPS} maps")
+        self._left -= 1
+        return table
 
 
 def _decode_chunks(table: dict[str, Any]) -> ChunkTable:
@@ -256,10 +292,10 @@ def _decode_tree(table: dict[str, Any]) -> Tree:
             **{n: _column(inodes, n, dtype, inode_count, "inodes") for n, dtype in INODE_COLUMNS.items()}
         ),
         counts=_column(entries, "counts", "u4", directories, "entries"),
-        names=_strings(entries, "names", "entries"),
+        names=_strings(entries, "names", entry_count, "entries"),
         entries=_column(entries, "inodes", "u4", entry_count, "entries"),
-        targets=_strings(table, "targets", "tree"),
-        xattr_sets=[_xattr_set(pairs) for pairs in take(table, "xattrs", list, "tree")],
+        targets=_strings(table, "targets", None, "tree"),
+        xattr_sets=_decode_xattrs(take(table, "xattrs", dict, "tree")),
         sparse_inodes=_column(sparse, "inodes", "u4", files, "sparse"),
         sparse=Sparse(
             inode=_column(sparse, "inode", "u4", segments, "sparse"),
@@ -270,10 +306,25 @@ def _decode_tree(table: dict[str, Any]) -> Tree:
     )
 
 
-def _count(table: dict[str, Any], name: str, where: str) -> int:
+def _decode_xattrs(table: dict[str, Any]) -> list[Xattrs]:
+    sets = _count(table, "sets", "xattrs", MAX_XATTRS)
+    count = _count(table, "count", "xattrs", MAX_XATTRS)
+    counts = _column(table, "counts", "u4", sets, "xattrs").astype(np.int64)
+    names = _strings(table, "names", count, "xattrs")
+    ends = np.cumsum(_column(table, "lengths", "u4", count, "xattrs").astype(np.int64))
+    values = take(table, "values", bytes, "xattrs")
+    if int(counts.sum()) != count or (int(ends[-1]) if count else 0) != len(values):
+        raise BadInputError("TOC: xattrs.counts, lengths and values do not agree")
+    starts = [0, *ends.tolist()]
+    pairs = [(name, values[starts[row] : starts[row + 1]]) for row, name in enumerate(names)]
+    bounds = [0, *np.cumsum(counts).tolist()]
+    return [tuple(pairs[bounds[row] : bounds[row + 1]]) for row in range(sets)]
+
+
+def _count(table: dict[str, Any], name: str, where: str, limit: int = MAX_INODES) -> int:
     value: int = take(table, name, int, where)
-    if not 0 <= value <= MAX_INODES:
-        raise LimitError(f"TOC: {where}.{name} is {value}, the limit is {MAX_INODES}")
+    if not 0 <= value <= limit:
+        raise LimitError(f"TOC: {where}.{name} is {value}, the limit is {limit}")
     return value
 
 
@@ -281,19 +332,12 @@ def _column(table: dict[str, Any], name: str, dtype: str, count: int, where: str
     return from_planes(take(table, name, bytes, where), dtype, count, f"{where}.{name}")
 
 
-def _strings(table: dict[str, Any], name: str, where: str) -> list[bytes]:
+def _strings(table: dict[str, Any], name: str, count: int | None, where: str) -> list[bytes]:
+    """The strings of a column, `count` of them where that is known; counted before they are taken apart."""
     data: bytes = take(table, name, bytes, where)
-    if not data:
-        return []
-    if not data.endswith(b"\0"):
+    found = data.count(b"\0")
+    if data and not data.endswith(b"\0"):
         raise BadInputError(f"TOC: {where}.{name} does not end in NUL")
-    return data[:-1].split(b"\0")
-
-
-def _xattr_set(pairs: object) -> Xattrs:
-    if not isinstance(pairs, list) or not pairs:
-        raise BadInputError("TOC: an xattr set is not a list of pairs")
-    for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, bytes) for part in pair)):
-            raise BadInputError("TOC: an xattr is not a pair of byte strings")
-    return tuple((name, value) for name, value in pairs)
+    if found > MAX_INODES or count not in (None, found):
+        raise BadInputError(f"TOC: {where}.{name} has {found} strings")
+    return data[:-1].split(b"\0") if data else []

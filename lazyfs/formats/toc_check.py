@@ -16,7 +16,6 @@ from lazyfs.formats.toc import (
     CODECS,
     FLAG_IMPLIED,
     FLAG_OPAQUE,
-    MAX_XATTR_SETS,
     WHITEOUT,
     Inodes,
     Toc,
@@ -97,6 +96,7 @@ def _check_entries(tree: Tree) -> None:
     parents = np.repeat(directories, tree.counts)
     _check_names(tree.names, parents)
     _check_numbering(tree.entries, parents, is_dir)
+    _check_depth(tree, directories, parents, is_dir)
 
 
 def _check_names(names: list[bytes], parents: npt.NDArray[np.int64]) -> None:
@@ -128,6 +128,22 @@ def _check_numbering(entries: npt.NDArray[np.uint32], parents: npt.NDArray[np.in
     _refuse(is_dir[targets] & (targets <= parents[named]), "a directory is inside itself")
 
 
+def _check_depth(
+    tree: Tree, directories: npt.NDArray[np.int64], parents: npt.NDArray[np.int64], is_dir: Mask
+) -> None:
+    """Directories are numbered breadth first, so those of one level stand together, their parents before them."""
+    named = tree.entries != WHITEOUT
+    below = named.copy()
+    below[named] = is_dir[tree.entries[named]]
+    parents_of_directories = parents[below]
+    reached = 0
+    for _ in range(MAX_DEPTH + 1):
+        if reached == len(parents_of_directories):
+            return
+        reached = int(np.searchsorted(parents_of_directories, directories[reached], side="right"))
+    raise BadInputError(f"TOC: more than {MAX_DEPTH} levels of directories")
+
+
 def _check_inodes(inodes: Inodes, xattr_sets: int) -> None:
     kind = inodes.mode & 0o170000
     _refuse(~np.isin(kind, _TYPES), "an inode has an unknown type")
@@ -143,8 +159,6 @@ def _check_inodes(inodes: Inodes, xattr_sets: int) -> None:
     _refuse((inodes.flags & ~np.uint8(FLAG_IMPLIED | FLAG_OPAQUE)) != 0, "unknown flags")
     _refuse((kind != stat.S_IFDIR) & (inodes.flags != 0), "directory flags on another inode")
     _refuse(inodes.xattrs > xattr_sets, "an xattr set that is not there")
-    if xattr_sets > MAX_XATTR_SETS:
-        raise BadInputError(f"TOC: {xattr_sets} xattr sets")
 
 
 def _check_targets(tree: Tree) -> None:
@@ -200,6 +214,10 @@ def _check_sparse(tree: Tree, is_sparse: Mask, device_size: int) -> None:
     _refuse(sparse.data + padded > device_size, "a sparse segment beyond the device")
     end = sparse.offset + sparse.length
     _refuse(end > tree.inodes.size[owner], "a sparse segment beyond its file")
+    _refuse(
+        (sparse.length % np.uint64(BLOCK) != 0) & (end != tree.inodes.size[owner]),
+        "a sparse segment that ends inside a block and is not the end of its file",
+    )
     same = owner[1:] == owner[:-1]
     _refuse(owner[1:] < owner[:-1], "sparse segments are not in inode order")
     _refuse(same & (sparse.offset[1:] < end[:-1]), "sparse segments overlap")
@@ -228,6 +246,8 @@ def xattr_fault(pairs: Xattrs) -> str:
 
 
 def _check_xattrs(pairs: Xattrs) -> None:
+    if not pairs:
+        raise BadInputError("TOC: an empty xattr set")
     for name, _ in pairs:
         if not is_image_xattr(name):
             raise BadInputError(f"TOC: xattr {name[:64]!r} has a name that no image may set")
