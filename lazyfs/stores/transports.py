@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from lazyfs.errors import UsageError
+from lazyfs.stores.archive import OciArchiveStore
+from lazyfs.stores.archive_docker import DockerArchiveStore
 from lazyfs.stores.base import Store
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import Reference
+from lazyfs.stores.registry.names import parse_repository
 
 _DEFAULTS = StoreOptions()
 
@@ -19,6 +22,14 @@ def open_store(reference: Reference, *, create: bool = False, options: StoreOpti
     """
     if reference.transport == "oci":
         return LayoutStore(Path(reference.location), create=create)
+    if reference.transport == "oci-archive":
+        return OciArchiveStore(Path(reference.location), create=create)
+    if reference.transport == "docker-archive":
+        return DockerArchiveStore(Path(reference.location), create=create)
+    if reference.transport == "docker":
+        from lazyfs.stores.registry.store import RegistryStore
+
+        return RegistryStore(parse_repository(reference.location), options, create=create)
     raise UsageError(
         f"transport {reference.transport} is not supported: {reference}", hint="use oci:DIR[:tag]"
     )

@@ -1,0 +1,220 @@
+"""Images in one file: ``oci-archive:FILE[:tag]``, an OCI image layout in a tar; the base of docker-archives.
+
+Blobs are read in place (see `archive_file`), so an image in an archive starts as lazily as one in a directory.
+A store that is written to gathers its blobs in a layout beside the file, and writes the archive when it is
+closed: whole, under another name, then renamed. Until then, and when the ``with`` block that uses the store
+ends by an exception, FILE is what it was. The images that FILE has already are kept, but for the one whose
+tag is written anew; so are those that another process puts there meanwhile. What no image needs goes.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+from lazyfs.errors import NotFoundError, StoreError
+from lazyfs.formats.oci import (
+    LAYER_RECORD_TYPE,
+    MAX_DOCUMENT,
+    REF_NAME_ANNOTATION,
+    Descriptor,
+    Index,
+    parse_digest,
+)
+from lazyfs.formats.strict_json import dump
+from lazyfs.stores._files import explained
+from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of
+from lazyfs.stores.archive_contents import Contents, read_oci
+from lazyfs.stores.archive_file import ArchiveFile, identity_of
+from lazyfs.stores.archive_write import Draft, exclusive, reachable, write_archive
+from lazyfs.stores.base import BlobWriter, check_complete, named, read_verified, write_blob
+from lazyfs.stores.layout import LayoutStore
+from lazyfs.stores.reference import check_tag
+
+_MAX_OPENED = 8
+
+
+class OciArchiveStore:
+    """An oci-archive as a `Store`; with ``create`` it is written to, and made when it is not there."""
+
+    transport: ClassVar[str] = "oci-archive"
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self._path = Path(os.path.realpath(path))
+        self._name = path
+        self._lock = threading.Lock()
+        # The newest first. A node may still read from an archive that was replaced since.
+        self._opened: list[Contents] = []
+        self._tagged: dict[str, Descriptor] = {}
+        self._closed = False
+        self._draft: Draft | None = None
+        if create:
+            with explained(str(self._path.parent)):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not create or self._path.exists():
+            self._current()
+        if create:
+            self._draft = Draft(self._path.parent)
+
+    @property
+    def url(self) -> str:
+        return f"{self.transport}:{self._name}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if exc_info[0] is not None:
+            self._tagged.clear()
+        self.close()
+
+    def close(self) -> None:
+        """Write the archive, if images were put there, and let go of it."""
+        try:
+            if self._tagged:
+                self._save()
+        finally:
+            if self._draft is not None:
+                self._draft.remove()
+            with self._lock:
+                self._closed = True
+                self._tagged.clear()
+                self._opened.clear()
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        contents = self._find(digest)
+        if contents is None:
+            return self._draft_store(digest).read(digest, offset, length)
+        size = contents.size(digest) or 0
+        if offset < 0 or length < 0 or offset + length > size:
+            raise StoreError(
+                f"blob {digest} in {self.url} has {size} bytes, so none can be read "
+                f"from {offset} to {offset + length}",
+                hint="the image is damaged: save or copy it there again",
+            )
+        with explained(f"blob {digest} in {self.url}"):
+            return contents.read(digest, offset, length)
+
+    def stream(self, digest: str) -> Iterator[bytes]:
+        contents = self._find(digest)
+        if contents is None:
+            yield from self._draft_store(digest).stream(digest)
+        else:
+            with explained(f"blob {digest} in {self.url}"):
+                yield from contents.stream(digest)
+
+    def has(self, digest: str) -> int | None:
+        contents = self._find(digest)
+        if contents is not None:
+            return contents.size(digest)
+        return None if self._draft is None else self._draft.store.has(digest)
+
+    def resolve(self, tag_or_digest: str | None) -> Descriptor:
+        return resolve_in(self, self._index(), tag_or_digest)
+
+    def tags(self) -> list[str]:
+        return tags_of(self._index())
+
+    def get_document(self, descriptor: Descriptor, limit: int = MAX_DOCUMENT) -> bytes:
+        return read_verified(self, descriptor, limit)
+
+    def put_document(self, data: bytes, media_type: str) -> Descriptor:
+        digest, size = write_blob(self, data)
+        return Descriptor(media_type, digest, size)
+
+    def writer(self) -> BlobWriter:
+        if self._draft is None:
+            raise StoreError(f"{self.url} was opened for reading alone")
+        return self._draft.store.writer()
+
+    def put_tag(self, tag: str, descriptor: Descriptor) -> None:
+        if descriptor.artifact_type == LAYER_RECORD_TYPE:
+            # For the next run into the same store; whoever unpacks the archive wants the image alone.
+            return
+        self._check_tag(tag)
+        check_complete(self, descriptor)
+        self._check_image(descriptor)
+        entry = replace(descriptor, annotations={**descriptor.annotations, REF_NAME_ANNOTATION: tag})
+        with self._lock:
+            self._tagged[tag] = entry
+
+    # What the formats differ in
+
+    def _read_contents(self, file: ArchiveFile) -> Contents:
+        return read_oci(file)
+
+    def _same_name(self, tag: str) -> str:
+        """Equal for tags that mean the same image."""
+        return tag
+
+    def _check_tag(self, tag: str) -> None:
+        check_tag(tag)
+
+    def _check_image(self, descriptor: Descriptor) -> None:
+        """Raise unless this format can hold it; it is complete."""
+
+    def _documents(self, index: Index) -> list[tuple[str, bytes]]:
+        """The members of an archive of these images that are not blobs."""
+        return [
+            ("oci-layout", dump({"imageLayoutVersion": LAYOUT_VERSION})),
+            ("index.json", index.to_bytes()),
+        ]
+
+    # Inside
+
+    def _current(self) -> Contents | None:
+        """What is in the archive now; None when it is still to be made."""
+        with self._lock:
+            self._check_open()
+            try:
+                with explained(self.url):
+                    identity = identity_of(self._path.stat())
+            except NotFoundError:
+                if self._draft is None:
+                    raise
+                return None
+            if not self._opened or self._opened[0].file.identity != identity:
+                file = ArchiveFile(self._path)
+                with named(self._name):
+                    self._opened.insert(0, self._read_contents(file))
+                del self._opened[_MAX_OPENED:]
+            return self._opened[0]
+
+    def _index(self) -> Index:
+        contents = self._current()
+        index = Index(()) if contents is None else contents.index
+        with self._lock:
+            tagged = {self._same_name(tag): entry for tag, entry in self._tagged.items()}
+        kept = [
+            item
+            for item in index.manifests
+            if (tag := tag_of(item)) is None or self._same_name(tag) not in tagged
+        ]
+        return replace(index, manifests=(*kept, *tagged.values()))
+
+    def _find(self, digest: str) -> Contents | None:
+        """Which of the opened archives has the blob; None when none has it."""
+        parse_digest(digest)
+        with self._lock:
+            self._check_open()
+            return next((contents for contents in self._opened if contents.size(digest) is not None), None)
+
+    def _draft_store(self, digest: str) -> LayoutStore:
+        if self._draft is None:
+            raise NotFoundError(
+                f"blob {digest} is not in {self.url}",
+                hint="the archive is not whole: save or copy the image there again",
+            )
+        return self._draft.store
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"{self.url} cannot be read: the store is closed")
+
+    def _save(self) -> None:
+        assert self._draft is not None
+        with exclusive(self._path):
+            index = self._index()
+            write_archive(self._path, self._documents(index), reachable(self, index), self, self._draft)
