@@ -8,6 +8,7 @@ Read it from top to bottom:
     unpack      compressed pieces -> plain pieces, digests and limits checked
     stream      plain pieces -> what the tar walk reads, cut into chunks
     cuts        where to cut
+    data        what of the stream is data of files
     appendix    what a sparse file's data needs where its tar form cannot be mapped
     blob        the new blob: frames in order, appendix, TOC, seek table
     check       the proof that a converted image is right

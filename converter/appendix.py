@@ -46,9 +46,7 @@ class Appendix:
         if member.sparse is None:
             return None
         kept = tuple(segment for segment in member.sparse if segment[2])
-        if _mappable(member.size, kept):
-            return kept
-        return self._realign(member, kept, source)
+        return kept if mappable(member) else self._realign(member, kept, source)
 
     def pieces(self) -> Iterator[bytes]:
         """The appendix's bytes, in order."""
@@ -93,12 +91,14 @@ class Appendix:
             )
 
 
-def _mappable(size: int, segments: tuple[Segment, ...]) -> bool:
+def mappable(member: Member) -> bool:
+    """Can the sparse member's data be mapped where the stream holds it?"""
+    segments = [segment for segment in member.sparse or () if segment[2]]
     for offset, stream_offset, length in segments:
-        if offset % BLOCK or stream_offset % BLOCK or (length % BLOCK and offset + length != size):
+        if offset % BLOCK or stream_offset % BLOCK or (length % BLOCK and offset + length != member.size):
             return False
-    bits = chunk_bits(size, [(offset, length) for offset, _, length in segments])
-    return -(-size // (1 << bits)) <= MAX_CHUNK_INDEXES
+    bits = chunk_bits(member.size, [(offset, length) for offset, _, length in segments])
+    return -(-member.size // (1 << bits)) <= MAX_CHUNK_INDEXES
 
 
 def _chunk_for(size: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from converter.appendix import BLOCK, Appendix
 from lazyfs.formats import frames, seekable
-from lazyfs.formats.chunks import ChunkTable, chunk_digest
+from lazyfs.formats.chunks import ChunkTable, chunk_digest, shown
 from lazyfs.formats.frames import GZIP, GZIP_MAX_INFLATED, LZ4, Compress
 from lazyfs.formats.oci import TocLocation
 from lazyfs.stores.base import BlobWriter
@@ -45,9 +45,9 @@ class BlobBuilder:
     def __exit__(self, *exc_info: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def add(self, plain: bytes) -> None:
-        """Take one chunk of the stream; waits while too many are on their way."""
-        self._pending.append(self._pool.submit(self._compress, plain))
+    def add(self, plain: bytes, data: list[tuple[int, int]]) -> None:
+        """Take one chunk of the stream, with the ranges of file data in it; waits while too many are on their way."""
+        self._pending.append(self._pool.submit(self._compress, plain, data))
         while len(self._pending) > self._ahead:
             self._write_next()
 
@@ -110,11 +110,12 @@ class BlobBuilder:
         self._write(carried)
         self._frames.append((len(carried), 0))
 
-    def _compress(self, plain: bytes) -> _Chunk:
+    def _compress(self, plain: bytes, data: list[tuple[int, int]] | None = None) -> _Chunk:
         compress: Compress | None = getattr(self._local, "compress", None)
         if compress is None:
             compress = self._local.compress = frames.compressor(self._codec, self._level)
-        return _Chunk(len(plain), chunk_digest(plain), compress(plain))
+        device = plain if data is None else shown(plain, data)
+        return _Chunk(len(plain), chunk_digest(device), compress(plain))
 
     def _write_next(self) -> None:
         chunk = self._pending.popleft().result()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from converter.appendix import BLOCK, Appendix
+from converter.data import StreamData
 from converter.unpack import as_file, checked_blob, plain_pieces
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import seekable, toc
@@ -115,7 +116,9 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
     source = FileSource(as_file(hashed(plain_pieces(blob, layer.digest))))
     builder = TreeBuilder(layer.digest)
     with Appendix(layer.digest) as appendix:
+        data = StreamData()
         for member in walk(source):
+            data.of(member)
             builder.add(member, member.data_offset, appendix.segments(member, source))
         if digest.digest() != claimed.diff_id or source.position != claimed.stream_size:
             raise _wrong(
@@ -125,6 +128,12 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
         tree = builder.finish(source.position + padding)
         if toc.tree_bytes(tree) != toc.tree_bytes(claimed.tree):
             raise _wrong(layer, "the tree in its TOC is not the tree of its tar stream")
+        strays = data.strays(tree)
+        if not (
+            np.array_equal(strays.offset, claimed.strays.offset)
+            and np.array_equal(strays.length, claimed.strays.length)
+        ):
+            raise _wrong(layer, "the strays in its TOC are not those of its tar stream")
         expected = hashlib.sha256(bytes(padding))
         for piece in appendix.pieces():
             expected.update(piece)

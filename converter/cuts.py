@@ -23,7 +23,7 @@ class CutRules:
 
     chunk_size: int = 512 * 1024
     """Of a large file's chunks; a pack may be a header larger."""
-    large_file: int = 128 * 1024
+    large_file: int = 256 * 1024
     """Files of this size and more have chunks of their own."""
     min_pack: int = 128 * 1024
     """A pack does not end at a name before it has this size."""
@@ -40,7 +40,7 @@ class CutRules:
             following += _padded(member.stored_size)
         if pack + following > self.chunk_size:
             return True
-        return pack >= self.min_pack and zlib.crc32(member.name) & self.name_mask == 0
+        return pack >= self.min_pack and _name_hash(member.name) & self.name_mask == 0
 
     def within(self, member: Member) -> range:
         """The cuts that a large file's data needs: before it, at every `chunk_size`, and behind its padding."""
@@ -49,6 +49,11 @@ class CutRules:
         end = member.data_offset + _padded(member.stored_size)
         steps = -(-(end - member.data_offset) // self.chunk_size)
         return range(member.data_offset, member.data_offset + steps * self.chunk_size + 1, self.chunk_size)
+
+
+def _name_hash(name: bytes) -> int:
+    # However the archive was made: `./usr/bin`, `/usr/bin` and `usr/bin` are one name.
+    return zlib.crc32(name.lstrip(b"./"))
 
 
 def end_of(member: Member) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from converter.appendix import Appendix
 from converter.blob import BlobBuilder
 from converter.cuts import CutRules
+from converter.data import StreamData
 from converter.stream import ChunkedStream
 from converter.unpack import Limits, checked_blob, limited, plain_pieces
 from lazyfs.errors import IntegrityError
@@ -76,8 +77,9 @@ def convert_layer(
         with _PlainReader(limited(plain_pieces(pieces, layer.digest), layer, settings.limits)) as plain:
             stream = ChunkedStream(plain, settings.rules, blob.add)
             tree = TreeBuilder(layer.digest)
+            data = StreamData()
             for member in walk(stream):
-                stream.plan(member)
+                stream.plan(member, data.of(member))
                 tree.add(member, member.data_offset, appendix.segments(member, stream))
             stream.finish()
         if f"sha256:{plain.digest}" != diff_id:
@@ -88,13 +90,16 @@ def convert_layer(
         size = stream.position
         blob.finish_stream()
         appendix_start = blob.add_appendix(size, appendix, settings.rules.chunk_size)
+        layer_tree = tree.finish(appendix_start)
+        strays = data.strays(layer_tree)
         document = toc.Toc(
             diff_id=bytes.fromhex(plain.digest),
             stream_size=size,
             # What is stored uncompressed stands in zstd frames all the same.
             codec=ZSTD if settings.codec == NONE else settings.codec,
-            chunks=blob.table(),
-            tree=tree.finish(appendix_start),
+            chunks=toc.with_data(blob.table(), layer_tree, strays, size),
+            tree=layer_tree,
+            strays=strays,
         )
         packed = toc.encode(document)
         location = blob.add_toc(packed)

@@ -1,6 +1,7 @@
 """The tar stream as the walk reads it, and as the chunks that leave behind the walk."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 from converter.cuts import CutRules, end_of
 from lazyfs.formats.tarwalk import Member
@@ -10,13 +11,16 @@ HEADER_GRACE = 64 * 1024
 
 
 class ChunkedStream:
-    """A `tarwalk.Source` that keeps what was read until a chunk of it is complete, and hands that to `emit`.
+    """A `tarwalk.Source` that keeps what was read until a chunk of it is complete, and hands that to `emit`,
+    with the ranges (start, end) of it that are data of files.
 
     Holds one chunk and one piece at most: the walk's position decides, so a chunk is emitted as soon as the
     walk has passed its end.
     """
 
-    def __init__(self, pieces: Iterator[bytes], rules: CutRules, emit: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, pieces: Iterator[bytes], rules: CutRules, emit: Callable[[bytes, list[tuple[int, int]]], None]
+    ) -> None:
         self._pieces = pieces
         self._rules = rules
         self._emit = emit
@@ -27,6 +31,7 @@ class ChunkedStream:
         self._planned: Iterator[int] = iter(())
         self._next_cut: int | None = None
         self._limit: int | None = None
+        self._data: deque[tuple[int, int]] = deque()
         self.position = 0
 
     def read(self, n: int) -> bytes:
@@ -40,10 +45,11 @@ class ChunkedStream:
         while n > 0 and (part := self._advance(n)):
             n -= len(part)
 
-    def plan(self, member: Member) -> None:
-        """Decide the cuts around a member whose headers have been read."""
+    def plan(self, member: Member, data: Iterable[tuple[int, int]]) -> None:
+        """Decide the cuts around a member whose headers have been read, and whose data is (offset, length)."""
         if self._rules.before(member, self._cut):
             self._cut_at(member.header_offset)
+        self._data.extend((at, at + length) for at, length in data)
         within = self._rules.within(member)
         if within:
             self._planned = iter(within)
@@ -96,6 +102,17 @@ class ChunkedStream:
         if size <= 0:
             return
         joined = b"".join(self._pending)
-        self._emit(joined[:size])
+        self._emit(joined[:size], self._data_before(offset))
         self._pending = [memoryview(joined)[size:]] if len(joined) > size else []
         self._cut = offset
+
+    def _data_before(self, offset: int) -> list[tuple[int, int]]:
+        """The data of the chunk that ends at `offset`, counted from its start."""
+        ranges = []
+        while self._data and self._data[0][0] < offset:
+            start, end = self._data[0]
+            ranges.append((max(start, self._cut) - self._cut, min(end, offset) - self._cut))
+            if end > offset:
+                break
+            self._data.popleft()
+        return ranges

@@ -12,7 +12,8 @@ Version history
     1   first version
 """
 
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -116,6 +117,18 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Strays:
+    """Data in the stream that no inode of the tree has: of members that a later member of the name replaced."""
+
+    offset: npt.NDArray[np.uint64]
+    length: npt.NDArray[np.uint64]
+
+
+def no_strays() -> Strays:
+    return Strays(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
 class Toc:
     """What a node must know of a layer: `stream_size` bytes of tar stream (its sha256 is `diff_id`), then
     the appendix, cut into `chunks`; and the `tree` whose files point into them."""
@@ -125,6 +138,7 @@ class Toc:
     codec: str
     chunks: ChunkTable
     tree: Tree
+    strays: Strays = field(default_factory=no_strays)
 
 
 def encode(toc: Toc) -> bytes:
@@ -136,6 +150,11 @@ def encode(toc: Toc) -> bytes:
         "codec": toc.codec,
         "chunks": _encode_chunks(toc.chunks),
         "tree": _encode_tree(toc.tree),
+        "strays": {
+            "count": len(toc.strays.offset),
+            "offset": to_planes(toc.strays.offset, "u8"),
+            "length": to_planes(toc.strays.length, "u8"),
+        },
     }
     return zstandard.ZstdCompressor(level=TOC_LEVEL).compress(msgpack.packb(document, use_bin_type=True))
 
@@ -217,9 +236,33 @@ def decode(data: bytes) -> Toc:
         codec=take(document, "codec", str, "toc"),
         chunks=_decode_chunks(take(document, "chunks", dict, "toc")),
         tree=_decode_tree(take(document, "tree", dict, "toc")),
+        strays=_decode_strays(take(document, "strays", dict, "toc")),
     )
     toc_check.check(toc)
-    return toc
+    return replace(toc, chunks=with_data(toc.chunks, toc.tree, toc.strays, toc.stream_size))
+
+
+def with_data(chunks: ChunkTable, tree: Tree, strays: Strays, stream_size: int) -> ChunkTable:
+    """The chunk table with the ranges of the device that are data: of inodes, strays, and all of the appendix."""
+    plain = (tree.inodes.mode & 0o170000 == stat.S_IFREG) & (tree.inodes.size > 0)
+    plain[tree.sparse_inodes.astype(np.int64)] = False
+    appendix = [stream_size] if chunks.device_size > stream_size else []
+    start = np.concatenate((tree.inodes.data[plain], tree.sparse.data, strays.offset, appendix)).astype(
+        np.int64
+    )
+    length = np.concatenate(
+        (
+            tree.inodes.size[plain],
+            tree.sparse.length,
+            strays.length,
+            [chunks.device_size - at for at in appendix],
+        )
+    ).astype(np.int64)
+    order = np.argsort(start, kind="stable")
+    start, end = start[order], np.maximum.accumulate((start + length)[order])
+    fresh = np.concatenate(([True], start[1:] > end[:-1])) if len(start) else np.zeros(0, np.bool_)
+    last = np.concatenate((fresh[1:], [True])) if len(start) else fresh
+    return replace(chunks, data_start=start[fresh], data_end=end[last])
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
@@ -275,6 +318,13 @@ def _decode_chunks(table: dict[str, Any]) -> ChunkTable:
         blob_offset=blob_offset.astype(np.int64),
         blob_length=_column(table, "blob_length", "u4", count, "chunks").astype(np.int64),
         digests=digests,
+    )
+
+
+def _decode_strays(table: dict[str, Any]) -> Strays:
+    count = _count(table, "count", "strays")
+    return Strays(
+        _column(table, "offset", "u8", count, "strays"), _column(table, "length", "u8", count, "strays")
     )
 
 

@@ -18,6 +18,7 @@ from lazyfs.formats.toc import (
     FLAG_OPAQUE,
     WHITEOUT,
     Inodes,
+    Strays,
     Toc,
     Tree,
     Xattrs,
@@ -55,6 +56,7 @@ def check(toc: Toc) -> None:
     _check_inodes(toc.tree.inodes, len(toc.tree.xattr_sets))
     _check_targets(toc.tree)
     _check_data(toc.tree, toc.chunks.device_size)
+    _check_strays(toc.strays, toc.stream_size)
     for pairs in toc.tree.xattr_sets:
         _check_xattrs(pairs)
 
@@ -191,6 +193,14 @@ def _check_data(tree: Tree, device_size: int) -> None:
     _refuse(plain & ((inodes.data > device_size) | (padded > device_size)), "file data beyond the device")
     _refuse(plain & (inodes.data + padded > device_size), "file data beyond the device")
     _check_sparse(tree, is_sparse, device_size)
+
+
+def _check_strays(strays: Strays, stream_size: int) -> None:
+    limit = np.uint64(MAX_FILE_SIZE)
+    _refuse((strays.offset >= limit) | (strays.length >= limit), "an absurd stray")
+    _refuse(strays.offset + strays.length > stream_size, "a stray beyond the stream")
+    _refuse((strays.length == 0) | (strays.offset % BLOCK != 0), "an empty or unaligned stray")
+    _refuse(strays.offset[1:] < (strays.offset + strays.length)[:-1], "strays overlap or are out of order")
 
 
 def _check_sparse(tree: Tree, is_sparse: Mask, device_size: int) -> None:

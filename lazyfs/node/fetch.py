@@ -169,9 +169,9 @@ class Fetcher:
 
 
 def open_chunk(codec: str, chunks: ChunkTable, index: int, frame: bytes | memoryview, blob: str) -> bytes:
-    """The plain bytes of chunk `index` from its frame; IntegrityError unless they have the promised digest."""
+    """What the device shows of chunk `index`, from its frame; IntegrityError unless it has the promised digest."""
     where = f"chunk {index} of blob {blob}"
-    plain = open_frame(codec, frame, chunks.length(index), where)
+    plain = chunks.shown(index, open_frame(codec, frame, chunks.length(index), where))
     if chunk_digest(plain) != chunks.digest(index):
         raise IntegrityError(
             f"{where}: the bytes do not match their digest",
