@@ -30,7 +30,7 @@ from lazyfs.formats.strict_json import MAX_INTEGER, load
 from lazyfs.stores.base import BlobWriter, Store, check_complete, named, read_verified, verify, write_blob
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG
-from lazyfs.stores.registry.blobs import announced_size, blob_size, read_range, stream_blob
+from lazyfs.stores.registry.blobs import blob_size, read_range, stream_blob
 from lazyfs.stores.registry.client import RegistryClient
 from lazyfs.stores.registry.connection import Response, split_url
 from lazyfs.stores.registry.names import RepositoryName, check_registry_tag, is_registry_tag
@@ -41,12 +41,15 @@ _DOCUMENT_TYPES = MANIFEST_TYPES | INDEX_TYPES
 _ACCEPT = {"Accept": ", ".join(sorted(_DOCUMENT_TYPES))}
 _GENERIC_TYPES = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
 _PAGE = 1000
+_PAGE_FOR_HINT = 100
 _MAX_PAGE = 8 << 20
 _MAX_TAGS = 100_000
 _MAX_PAGES = 1000
 _MAX_TAGS_SHOWN = 12
 _MAX_COMPARED = 16
 _MAX_KEPT = 16 << 20
+# Signatures, referrers and records of the converter lie under tags that are digests of what they belong to.
+_ATTACHED = re.compile(r"sha256-[0-9a-f]{64}(?:\..*)?")
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*rel="?next"?')
 
 
@@ -83,15 +86,7 @@ class RegistryStore:
 
     def has(self, digest: str) -> int | None:
         parse_digest(digest)
-        size = blob_size(self._client, digest)
-        if size is not None:
-            return size
-        # Manifests are blobs to everybody but a registry.
-        request = Request("HEAD", f"manifests/{digest}", f"manifest {digest}", headers=_ACCEPT)
-        try:
-            return self._client.run(request, announced_size)
-        except NotFoundError:
-            return None
+        return blob_size(self._client, digest)
 
     def resolve(self, tag_or_digest: str | None) -> Descriptor:
         if tag_or_digest is None:
@@ -109,15 +104,14 @@ class RegistryStore:
         found: set[str] = set()
         query: str | None = urlencode({"n": _PAGE})
         for _ in range(_MAX_PAGES):
-            request = Request("GET", f"tags/list?{query}", "tags", "resolve")
+            if query is None or len(found) > _MAX_TAGS:
+                break
             try:
-                page, query = self._client.run(request, _read_tags)
+                page, query = self._tags_page(query)
             except NotFoundError:
                 # A repository comes into being with its first image.
                 return sorted(found)
             found.update(page)
-            if query is None or len(found) > _MAX_TAGS:
-                break
         if query is not None:
             raise LimitError(
                 f"{self.url} has more tags than the limit of {_MAX_TAGS}", hint="name the image by its digest"
@@ -163,7 +157,9 @@ class RegistryStore:
         request = Request("PUT", f"manifests/{name}", what, "push", headers, data, accepted)
         try:
             self._client.run(request, lambda _: None)
-        except NotFoundError as error:
+        except (NotFoundError, StoreError) as error:
+            if isinstance(error, StoreError) and "BLOB_UNKNOWN" not in error.message:
+                raise
             raise StoreError(
                 error.message, hint="write every blob before the manifest that names it"
             ) from error
@@ -201,7 +197,7 @@ class RegistryStore:
         try:
             return self._manifest(DEFAULT_TAG, "resolve")
         except NotFoundError:
-            tags = self.tags()
+            tags = [tag for tag in self.tags() if not _ATTACHED.fullmatch(tag)]
         if not tags:
             raise NotFoundError(
                 f"{self.url} has no image",
@@ -215,9 +211,13 @@ class RegistryStore:
 
     def _tag_hint(self) -> str:
         try:
-            return _shown(self.tags())
+            tags, _ = self._tags_page(urlencode({"n": _PAGE_FOR_HINT}))
         except LazyfsError:
-            return "check the name of the tag"
+            return "check the name of the repository"
+        return _shown([tag for tag in tags if not _ATTACHED.fullmatch(tag)])
+
+    def _tags_page(self, query: str) -> tuple[list[str], str | None]:
+        return self._client.run(Request("GET", f"tags/list?{query}", "tags", "resolve"), _read_tags)
 
 
 class _Documents:

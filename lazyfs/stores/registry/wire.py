@@ -74,12 +74,13 @@ class TimedSocket:
         self.sock = sock
         self.deadline = deadline
         self.allowed = SLACK
+        self._timeout = -1.0
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(_Reader(self), _BUFFER)
 
     def receive(self, buffer: "WriteableBuffer") -> int:
-        self.sock.settimeout(self.deadline.next_wait())
+        self._set_timeout()
         count = self.sock.recv_into(buffer)
         self.allowed -= count
         if self.allowed < 0:
@@ -89,11 +90,17 @@ class TimedSocket:
     def sendall(self, data: Body) -> None:
         view = memoryview(data or b"").cast("B")
         while view:
-            self.sock.settimeout(self.deadline.next_wait())
+            self._set_timeout()
             view = view[self.sock.send(view[:_SEND_PIECE]) :]
 
     def close(self) -> None:
         self.sock.close()
+
+    def _set_timeout(self) -> None:
+        wait = self.deadline.next_wait()
+        if wait != self._timeout:  # it costs a system call
+            self.sock.settimeout(wait)
+            self._timeout = wait
 
 
 class _Reader(io.RawIOBase):
