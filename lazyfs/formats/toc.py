@@ -388,6 +388,8 @@ def _strings(table: dict[str, Any], name: str, count: int | None, where: str) ->
     found = data.count(b"\0")
     if data and not data.endswith(b"\0"):
         raise BadInputError(f"TOC: {where}.{name} does not end in NUL")
-    if found > MAX_INODES or count not in (None, found):
-        raise BadInputError(f"TOC: {where}.{name} has {found} strings")
+    if found > MAX_INODES:
+        raise LimitError(f"TOC: {where}.{name} has {found} strings, the limit is {MAX_INODES}")
+    if count not in (None, found):
+        raise BadInputError(f"TOC: {where}.{name} has {found} strings, {count} are needed")
     return data[:-1].split(b"\0") if data else []

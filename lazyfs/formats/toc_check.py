@@ -10,7 +10,7 @@ import stat
 import numpy as np
 import numpy.typing as npt
 
-from lazyfs.errors import BadInputError, UnsupportedError
+from lazyfs.errors import BadInputError, LimitError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, MAX_CHUNK_SIZE, ChunkTable
 from lazyfs.formats.toc import (
     CODECS,
@@ -34,6 +34,8 @@ MAX_XATTR_VALUE = 64 * 1024 - 1
 """What EROFS can say; one byte less than Linux allows."""
 MAX_XATTR_SET_SIZE = 128 * 1024
 MAX_FILE_SIZE = 1 << 62
+MAX_SPARSE_FILES = 1 << 17
+"""Each is laid out by itself: these take some seconds."""
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
 ACL_XATTRS = (b"system.posix_acl_access", b"system.posix_acl_default")
 OVERLAY_XATTRS = b"trusted.overlay."
@@ -43,7 +45,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def check(toc: Toc) -> None:
-    """Raise BadInputError or UnsupportedError unless the TOC holds together in itself."""
+    """Raise BadInputError, LimitError or UnsupportedError unless the TOC holds together in itself."""
     if toc.codec not in CODECS:
         raise UnsupportedError(
             f"TOC: codec {toc.codec!r}",
@@ -182,6 +184,8 @@ def _check_data(tree: Tree, device_size: int) -> None:
     files = tree.sparse_inodes.astype(np.int64)
     _refuse(files[1:] <= files[:-1], "sparse.inodes is not in rising order")
     _refuse(files >= len(inodes), "a sparse inode that is not there")
+    if len(files) > MAX_SPARSE_FILES:
+        raise LimitError(f"TOC: {len(files)} sparse files, the limit is {MAX_SPARSE_FILES}")
     regular = (inodes.mode & 0o170000) == stat.S_IFREG
     is_sparse = np.zeros(len(inodes), np.bool_)
     is_sparse[files] = True

@@ -1,0 +1,481 @@
+"""TOCs that a stranger wrote: refused by name, or safe to build a bootstrap from; never memory or time without end."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from lazyfs.errors import LazyfsError
+from lazyfs.formats import toc
+from lazyfs.formats.bootstrap import build
+from lazyfs.formats.image_tree import merge
+from lazyfs.formats.toc import Inodes, Sparse, Strays, Toc
+from tests.formats.test_toc import document_of, make_toc, packed
+from tests.layers import layer_tree
+from tests.referees import REPOSITORY, fsck, mounted
+from tests.trees import Entry, random_layers
+
+SEEDS = st.integers(0, 2**32 - 1)
+MEMORY = 2 << 30
+"""Address space of a process that reads bombs, interpreter and numpy included."""
+PATIENCE = 60
+NUMBERS = st.one_of(
+    st.integers(0, 40),
+    st.sampled_from([255, 256, 511, 512, 1024, 4096, 2**16, 2**20, 2**23, 2**24]),
+    st.sampled_from(
+        [2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 512, 2**64 - 1]
+    ),
+    st.integers(0, 2**64 - 1),
+)
+NAMES = st.sampled_from(
+    [
+        b"",
+        b".",
+        b"..",
+        b"/",
+        b"a/b",
+        b"/etc",
+        b"n" * 255,
+        b"n" * 256,
+        b"n" * 4096,
+        b"a",
+        b"\xff",
+        b"...",
+        b"\n",
+    ]
+)
+
+
+def is_safe(data: bytes, directory: Path) -> bool:
+    """Decode, merge and build; only LazyfsError may come of it. What is built must pass fsck.erofs."""
+    try:
+        decoded = toc.decode(data)
+        image = build(merge([lower_tree(), decoded.tree]), [LOWER_DEVICE_SIZE, decoded.chunks.device_size])
+    except LazyfsError:
+        return False
+    bootstrap = directory / "bootstrap"
+    bootstrap.write_bytes(image)
+    fsck(bootstrap, devices(directory, [LOWER_DEVICE_SIZE, decoded.chunks.device_size]))
+    return True
+
+
+LOWER_DEVICE_SIZE = 8 << 20
+
+
+def lower_tree() -> toc.Tree:
+    return layer_tree(random_layers(Random(11), 1, 20)[0])
+
+
+def devices(directory: Path, sizes: list[int]) -> list[Path]:
+    """Sparse files, not larger than any file system takes."""
+    made = []
+    for number, size in enumerate(sizes):
+        made.append(directory / f"device{number}")
+        made[-1].touch()
+        os.truncate(made[-1], min(size, 1 << 42))
+    return made
+
+
+def rich_toc(seed: int) -> Toc:
+    """With something in every column."""
+    entries = random_layers(Random(seed), 1, 40)[0]
+    entries += [
+        Entry(b"x1", content=bytes(8192) + b"x" * 512, sparse=((512, 512), (8192, 512))),
+        Entry(b"x2", content=b"y" * 3000, xattrs={b"user.a": b"1", b"user.b": b"2"}),
+        Entry(b"x3", "l", target=b"target"),
+        Entry(b"x4", "c", rdev=(1, 3)),
+        Entry(b"x5", "h", target=b"x2"),
+        Entry(b"x6/x7", "d"),
+        Entry(b"x6/.wh.gone"),
+    ]
+    strays = Strays(np.array([512, 4096], "u8"), np.array([100, 8192], "u8"))
+    return replace(make_toc(layer_tree(entries)), strays=strays)
+
+
+def write(column: Any, data: st.DataObject) -> Any:
+    """The column with one value changed, or one row taken away or added, or two rows exchanged."""
+    changed = column.copy()
+    info = np.iinfo(changed.dtype)
+    how = data.draw(st.sampled_from(["set", "set", "set", "swap", "drop", "repeat"]))
+    if not len(changed):
+        return np.zeros(1, changed.dtype)
+    row = data.draw(st.integers(0, len(changed) - 1))
+    if how == "set":
+        changed[row] = min(data.draw(NUMBERS), int(info.max))
+    elif how == "swap":
+        other = data.draw(st.integers(0, len(changed) - 1))
+        changed[[row, other]] = changed[[other, row]]
+    else:
+        changed = np.delete(changed, row) if how == "drop" else np.insert(changed, row, changed[row])
+    return changed
+
+
+def mutated(of: Toc, data: st.DataObject) -> Toc:
+    tree, chunks = of.tree, of.chunks
+    part = data.draw(
+        st.sampled_from(["inodes", "inodes", "entries", "sparse", "chunks", "strings", "numbers"])
+    )
+    if part == "inodes":
+        name = data.draw(st.sampled_from([column.name for column in fields(Inodes)]))
+        tree = replace(tree, inodes=replace(tree.inodes, **{name: write(getattr(tree.inodes, name), data)}))
+    elif part == "sparse":
+        name = data.draw(st.sampled_from([column.name for column in fields(Sparse)]))
+        tree = replace(tree, sparse=replace(tree.sparse, **{name: write(getattr(tree.sparse, name), data)}))
+    elif part == "strays":
+        name = data.draw(st.sampled_from([column.name for column in fields(Strays)]))
+        return replace(of, strays=replace(of.strays, **{name: write(getattr(of.strays, name), data)}))
+    elif part == "entries":
+        name = data.draw(st.sampled_from(["counts", "entries", "sparse_inodes"]))
+        tree = replace(tree, **{name: write(getattr(tree, name), data)})
+    elif part == "strings":
+        tree = with_strings(tree, data)
+    elif part == "chunks":
+        name = data.draw(st.sampled_from(["start", "blob_offset", "blob_length"]))
+        chunks = replace(chunks, **{name: write(getattr(chunks, name).astype("u8"), data).astype("i8")})
+    else:
+        return replace(of, stream_size=data.draw(NUMBERS))
+    return replace(of, tree=tree, chunks=chunks)
+
+
+def with_strings(tree: toc.Tree, data: st.DataObject) -> toc.Tree:
+    name = data.draw(st.sampled_from(["names", "targets", "xattr_sets"]))
+    rows: list[Any] = list(getattr(tree, name))
+    row = data.draw(st.integers(0, len(rows) - 1))
+    if name == "xattr_sets":
+        rows[row] = tuple(
+            data.draw(
+                st.lists(
+                    st.tuples(
+                        st.sampled_from(
+                            [
+                                b"user.a",
+                                b"user.",
+                                b"trusted.overlay.opaque",
+                                b"system.x",
+                                b"user." + b"n" * 300,
+                            ]
+                        ),
+                        st.sampled_from([b"", b"v", bytes(2**16 - 1), bytes(2**16)]),
+                    ),
+                    max_size=3,
+                )
+            )
+        )
+    elif data.draw(st.booleans()):
+        rows[row] = data.draw(NAMES)
+    else:
+        other = data.draw(st.integers(0, len(rows) - 1))
+        rows[row], rows[other] = rows[other], rows[row]
+    changed: toc.Tree = replace(tree, **{name: rows})  # type: ignore[arg-type] # the name is drawn
+    return changed
+
+
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 5), rounds=st.integers(1, 3), data=st.data())
+def test_columns_of_any_values(tmp_path: Path, seed: int, rounds: int, data: st.DataObject) -> None:
+    hostile = rich_toc(seed)
+    for _ in range(rounds):
+        hostile = mutated(hostile, data)
+    try:
+        encoded = toc.encode(hostile)
+    except (OverflowError, ValueError):  # numbers that a column cannot even hold
+        return
+    event("accepted" if is_safe(encoded, tmp_path) else "refused")
+
+
+def test_the_unchanged_toc_is_accepted(tmp_path: Path) -> None:
+    """Else the tests around this one would prove nothing."""
+    assert all(is_safe(toc.encode(rich_toc(seed)), tmp_path) for seed in range(6))
+
+
+def paths_of(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(value, dict):
+        return [path]
+    return [path, *(found for key, child in value.items() for found in paths_of(child, (*path, key)))]
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=5),
+        st.binary(max_size=600),
+        NUMBERS,
+    ),
+    lambda children: st.one_of(
+        st.lists(children, max_size=3), st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 3), data=st.data())
+def test_documents_of_any_shape(tmp_path: Path, seed: int, data: st.DataObject) -> None:
+    document = document_of(rich_toc(seed))
+    *parents, last = data.draw(st.sampled_from([path for path in paths_of(document) if path]))
+    table = document
+    for key in parents:
+        table = table[key]
+    value = table[last]
+    if isinstance(value, bytes) and data.draw(st.booleans()):
+        raw = bytearray(value)
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        table[last] = (
+            bytes(raw[: data.draw(st.integers(0, len(raw)))]) if data.draw(st.booleans()) else bytes(raw)
+        )
+    elif data.draw(st.integers(0, 9)) == 0:
+        del table[last]
+    else:
+        table[last] = data.draw(ANYTHING)
+    is_safe(packed(document), tmp_path)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 3), data=st.data())
+def test_damaged_bytes(tmp_path: Path, seed: int, data: st.DataObject) -> None:
+    """In the frame, and in what it holds."""
+    frame = bytearray(toc.encode(rich_toc(seed)))
+    if data.draw(st.booleans()):
+        frame = bytearray(zstandard.decompress(bytes(frame)))
+        frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        frame = bytearray(
+            zstandard.compress(bytes(frame[: data.draw(st.integers(len(frame) - 9, len(frame)))]))
+        )
+    else:
+        frame[data.draw(st.integers(0, len(frame) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        del frame[data.draw(st.integers(0, len(frame))) :]
+    is_safe(bytes(frame), tmp_path)
+
+
+@settings(max_examples=150)
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    for attempt in (data, zstandard.compress(data)):
+        with pytest.raises(LazyfsError):
+            toc.decode(attempt)
+
+
+@pytest.mark.root
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 5), data=st.data())
+def test_the_kernel_walks_what_was_accepted(temp_root: Path, seed: int, data: st.DataObject) -> None:
+    """Names, attributes and the first bytes of every file."""
+    try:
+        decoded = toc.decode(toc.encode(mutated(rich_toc(seed), data)))
+        image = build(merge([decoded.tree]), [decoded.chunks.device_size])
+    except (LazyfsError, OverflowError):
+        return
+    bootstrap = temp_root / "bootstrap"
+    bootstrap.write_bytes(image)
+    with mounted(bootstrap, devices(temp_root, [decoded.chunks.device_size]), temp_root / "mnt") as root:
+        walked = list(root.rglob("*"))
+        for path in walked:
+            for name in os.listxattr(path, follow_symlinks=False):
+                os.getxattr(path, name, follow_symlinks=False)
+            if path.is_symlink():
+                path.readlink()
+            elif path.is_file():
+                with path.open("rb") as file:
+                    file.read(4096)
+        assert len(walked) == len([entry for entry in decoded.tree.entries if entry != toc.WHITEOUT])
+
+
+def nested_maps(levels: int) -> bytes:
+    """64 maps in each of 64 maps, and so on: a few bytes each."""
+    inner = b"\x80"
+    for _ in range(levels):
+        inner = b"\xde\x00\x40" + b"".join(b"\xa2%02x" % key + inner for key in range(64))
+    return inner
+
+
+def with_value(path: str, value: Any) -> bytes:
+    document = document_of(rich_toc(0))
+    *parents, last = path.split(".")
+    table = document
+    for key in parents:
+        table = table[key]
+    table[last] = value
+    data: bytes = msgpack.packb(document)
+    return data
+
+
+def inodes_of(count: int, **columns: bytes) -> bytes:
+    """A TOC of `count` inodes that are all zero, but for some columns."""
+    widths = {name: np.dtype(dtype).itemsize for name, dtype in toc.INODE_COLUMNS.items()}
+    table = {"count": count, **{name: bytes(width * count) for name, width in widths.items()}, **columns}
+    return with_value("tree.inodes", table)
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "empty lists": lambda: b"\xdd\x0f\xff\xff\xff" + b"\x90" * (200 << 20),
+    "lists in lists": lambda: b"\xdd\x00\x0f\xff\xff" * (40 << 20),
+    "maps in maps": lambda: b"\x81\xa1a" * (60 << 20),
+    "maps beside maps": lambda: nested_maps(4),
+    "names that are only ends": lambda: with_value("tree.entries.names", bytes(200 << 20)),
+    "short names": lambda: with_value("tree.entries.names", b"ab\0" * (60 << 20)),
+    "targets that are only ends": lambda: with_value("tree.targets", bytes(200 << 20)),
+    "short targets": lambda: with_value("tree.targets", b"ab\0" * 4_000_000),
+    "short names of xattrs": lambda: with_value("tree.xattrs.names", b"ab\0" * (60 << 20)),
+    "sets of xattrs": lambda: with_value(
+        "tree.xattrs",
+        {"sets": 1 << 20, "count": 0, "counts": bytes(4 << 20), "names": b"", "lengths": b"", "values": b""},
+    ),
+    "very many sets": lambda: with_value("tree.xattrs.sets", 2**63 - 1),
+    "four million inodes": lambda: inodes_of(4_000_000),
+    "more inodes": lambda: inodes_of(4_000_001),
+    "inodes that are not there": lambda: with_value("tree.inodes.count", 2**40),
+    "a text": lambda: with_value("codec", "x" * (200 << 20)),
+    "an extension": lambda: with_value("later", msgpack.ExtType(5, bytes(200 << 20))),
+    "chunks": lambda: with_value("chunks", {"count": 4_000_000, "length": b"", "digests": b""}),
+    "digests": lambda: with_value("chunks.digests", bytes(200 << 20)),
+    "a big number": lambda: with_value("stream_size", 2**64 - 1),
+}
+
+READ_BOMBS = """
+import resource, sys
+from pathlib import Path
+from lazyfs.errors import LazyfsError
+from lazyfs.formats import toc
+from lazyfs.formats.bootstrap import build
+from lazyfs.formats.image_tree import merge
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+for name in sys.argv[2:]:
+    data = Path(name).read_bytes()
+    try:
+        decoded = toc.decode(data)
+        build(merge([decoded.tree]), [decoded.chunks.device_size])
+    except LazyfsError as error:
+        print(Path(name).name, type(error).__name__, str(error)[:100], sep=": ")
+    else:
+        sys.exit(f"{name} was accepted")
+"""
+
+
+def read_bombs(directory: Path, bombs: dict[str, bytes]) -> str:
+    """Read the TOCs in a process of its own, which has little memory and time; each must be refused."""
+    paths = []
+    for name, data in bombs.items():
+        paths.append(directory / name)
+        paths[-1].write_bytes(data)
+    result = subprocess.run(
+        [sys.executable, "-c", READ_BOMBS, str(MEMORY), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_documents_that_would_eat_memory(tmp_path: Path) -> None:
+    compressor = zstandard.ZstdCompressor(level=1)
+    bombs = {name: compressor.compress(make()) for name, make in BOMBS.items()}
+    assert all(len(bomb) < 5 << 20 for bomb in bombs.values())
+    assert len(read_bombs(tmp_path, bombs).splitlines()) == len(bombs)
+
+
+def test_frames_that_would_eat_memory(tmp_path: Path) -> None:
+    def stated(size: int) -> bytes:
+        """A frame that states a size and holds nothing (RFC 8878, 3.1.1)."""
+        return bytes.fromhex("28b52ffd e0") + size.to_bytes(8, "little") + bytes.fromhex("010000")
+
+    unknown = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(100))
+    bombs = {
+        "nothing": b"",
+        "a size that is not there": stated(200 << 20),
+        "too large": stated(2**62),
+        "no size": unknown,
+        "two frames": zstandard.compress(b"\x80") * 2,
+        "larger than it says": stated(1)[:-3] + zstandard.compress(bytes(1 << 20))[6:],
+        "packed too large": bytes(toc.MAX_TOC_SIZE + 1),
+        "zeros": zstandard.compress(bytes(toc.MAX_PLAIN_SIZE)),
+    }
+    read_bombs(tmp_path, bombs)
+
+
+def uniform(count: int, mode: int, **columns: int) -> Inodes:
+    """A root, and `count` inodes that are all alike."""
+    values = {"mode": mode, **columns}
+    arrays = {
+        name: np.array([0, *[values.get(name, 0)] * count], dtype)
+        for name, dtype in toc.INODE_COLUMNS.items()
+    }
+    arrays["mode"][0] = 0o040755
+    return Inodes(**arrays)
+
+
+def flat(inodes: Inodes, **parts: Any) -> Toc:
+    """A root directory with all the other inodes in it; directories among them are empty."""
+    count = len(inodes) - 1
+    directories = int(np.sum((inodes.mode & 0o170000) == 0o040000))
+    return make_toc(
+        replace(
+            layer_tree([]),
+            inodes=inodes,
+            counts=np.array([count, *[0] * (directories - 1)], "u4"),
+            names=sorted(b"%x" % number for number in range(count)),
+            entries=np.arange(1, count + 1, dtype="u4"),
+            **parts,
+        )
+    )
+
+
+def sparse_files(count: int, size: int, segments: int) -> Toc:
+    owners = np.repeat(np.arange(1, count + 1, dtype="u4"), segments)
+    offsets = np.tile(np.arange(segments, dtype="u8") * 1024 + 512, count)
+    return flat(
+        uniform(count, 0o100644, size=size),
+        sparse_inodes=np.arange(1, count + 1, dtype="u4"),
+        sparse=Sparse(owners, offsets, np.zeros(len(owners), "u8"), np.full(len(owners), 512, "u8")),
+    )
+
+
+AMPLIFIERS: dict[str, Callable[[], Toc]] = {
+    "one large set of xattrs for all": lambda: flat(
+        uniform(100_000, 0o100644, xattrs=1),
+        xattr_sets=[((b"user.a", bytes(65_000)), (b"user.b", bytes(65_000)))],
+    ),
+    "chunk indexes": lambda: sparse_files(1000, 512 << 20, 1),
+    "a file of holes": lambda: sparse_files(1, 2**62 - 1, 0),
+    "sparse files": lambda: sparse_files(200_000, 0, 0),
+    "a device of petabytes": lambda: make_toc(layer_tree([]), [16 << 20] * 200_000),
+}
+
+
+@pytest.mark.parametrize("name", AMPLIFIERS)
+def test_small_tocs_of_large_images(name: str, tmp_path: Path) -> None:
+    """Columns that are all alike take no place; what would be built of them would."""
+    data = toc.encode(AMPLIFIERS[name]())
+    assert len(data) < 24 << 20
+    assert "LimitError" in read_bombs(tmp_path, {name: data})
+
+
+def test_the_largest_images_that_are_taken_take_bounded_time(tmp_path: Path) -> None:
+    """400,000 files: honest, if rare."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    signal.alarm(PATIENCE)
+    try:
+        decoded = toc.decode(toc.encode(flat(uniform(400_000, 0o100644))))
+        build(merge([decoded.tree]), [decoded.chunks.device_size])
+    finally:
+        signal.alarm(0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < PATIENCE / 2
