@@ -29,6 +29,7 @@ _FIRST_PAUSE = 0.1
 _MAX_PAUSE = 5.0
 _UNKNOWN_ATTEMPTS = 3
 """At a registry that never answered: rather a wrong name than a short failure."""
+_LEAST_SHARE = 0.1
 _ASIDE_SECONDS = 30.0
 """For how long a mirror that failed is asked last."""
 
@@ -72,7 +73,8 @@ class RegistryClient:
         wait = min(_MAX_PAUSE, _FIRST_PAUSE * 2 ** min(attempt - 1, 10)) * random.uniform(0.5, 1)
         wait = max(wait, failure.after or 0)
         hopeless = attempt >= _UNKNOWN_ATTEMPTS and not self._pools.ever_answered()
-        if hopeless or wait >= deadline.left():
+        # What has hardly any time would only end with a less telling error.
+        if hopeless or wait >= deadline.left() - _LEAST_SHARE * self._timeout:
             raise failure.error
         log.info("trying again in %.1f s: %s", wait, failure.error.message)
         self._closing.wait(wait)

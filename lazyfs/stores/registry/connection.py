@@ -108,7 +108,7 @@ class Response:
 
     def extend(self, deadline: Deadline) -> None:
         """Give the rest of the body a new deadline."""
-        self._connection.sock.deadline = deadline
+        self._connection.wire.deadline = deadline
 
     def read(self, count: int) -> bytes:
         """The next ``count`` bytes, fewer only at the end of the body."""
@@ -116,7 +116,7 @@ class Response:
         while count > 0:
             # In steps, so that memory grows with what came and not with what was announced.
             step = min(count, _STEP)
-            self._connection.sock.allowed = step + SLACK
+            self._connection.wire.allowed = step + SLACK
             with explained(self.origin):
                 piece = self._raw.read(step)
             if not piece:
@@ -144,13 +144,21 @@ class _Connection(http.client.HTTPConnection):
     """A connection that `Pool` makes, and that never makes itself again."""
 
     auto_open = 0
-    sock: Any  # a TimedSocket
-    idle_since = 0.0
+    sock: Any
+
+    def __init__(self, origin: Origin, wire: TimedSocket) -> None:
+        super().__init__(origin.host, origin.port)
+        self.sock = self.wire = wire
+        self.idle_since = 0.0
+
+    def hang_up(self) -> None:
+        self.close()
+        self.wire.hang_up()
 
     def stale(self) -> bool:
         """Whether the server has ended it, or sent what nobody asked for, while it lay idle."""
         poll = select.poll()  # select(2) knows no descriptors above 1023
-        poll.register(self.sock.sock, select.POLLIN)
+        poll.register(self.wire.sock, select.POLLIN)
         return time.monotonic() - self.idle_since > _IDLE_SECONDS or bool(poll.poll(0))
 
 
@@ -182,11 +190,13 @@ class Pool:
         asked = target if self._proxy is None or self._context is not None else f"{self.origin}{target}"
         while True:
             connection, fresh = self._take(deadline)
-            connection.sock.deadline, connection.sock.allowed = deadline, SLACK
+            connection.wire.deadline, connection.wire.allowed = deadline, SLACK
             try:
                 with explained(self.origin):
                     connection.request(method, asked, body, {**self._headers, **headers})
                     raw = connection.getresponse()
+                    if connection.wire.ended:  # http.client takes half a head for a whole one
+                        raise ExchangeError("it closed the connection")
             except BaseException as error:
                 self.give_back(connection, keep=False)
                 again = isinstance(error, ExchangeError) and not fresh and method in _RESENDABLE
@@ -208,7 +218,7 @@ class Pool:
                 connection.idle_since = time.monotonic()
                 self._idle.append(connection)
         if not kept:
-            connection.close()
+            connection.hang_up()
         self._slots.release()
 
     def close(self) -> None:
@@ -216,7 +226,7 @@ class Pool:
             self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
-            connection.close()
+            connection.hang_up()
 
     def _take(self, deadline: Deadline) -> tuple[_Connection, bool]:
         with explained(self.origin):
@@ -230,7 +240,7 @@ class Pool:
                         return self._new(deadline), True
                     if not connection.stale():
                         return connection, False
-                    connection.close()
+                    connection.hang_up()
             except BaseException:
                 self._slots.release()
                 raise
@@ -250,9 +260,7 @@ class Pool:
         except BaseException:
             sock.close()
             raise
-        connection = _Connection(self.origin.host, self.origin.port)
-        connection.sock = TimedSocket(sock, deadline)
-        return connection
+        return _Connection(self.origin, TimedSocket(sock, deadline))
 
 
 class Pools:

@@ -74,6 +74,7 @@ class TimedSocket:
         self.sock = sock
         self.deadline = deadline
         self.allowed = SLACK
+        self.ended = False
         self._timeout = -1.0
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -83,6 +84,7 @@ class TimedSocket:
         self._set_timeout()
         count = self.sock.recv_into(buffer)
         self.allowed -= count
+        self.ended = count == 0
         if self.allowed < 0:
             raise ExchangeError("it sent more than was asked for", final=True)
         return count
@@ -94,6 +96,9 @@ class TimedSocket:
             view = view[self.sock.send(view[:_SEND_PIECE]) :]
 
     def close(self) -> None:
+        """Nothing: http.client calls it before it has read the body of an answer that ends the connection."""
+
+    def hang_up(self) -> None:
         self.sock.close()
 
     def _set_timeout(self) -> None:
