@@ -2,7 +2,7 @@
 
     <cache>/lock                       held by whoever builds
     <cache>/build.log                  what the commands of the last build said
-    <cache>/debs, apt-lists            downloads, shared by all builds
+    <cache>/debs, apt-lists, wheels    downloads, shared by all builds
     <cache>/layers/<key>/fs            a layer as a tree: the base's, or an overlay's upper directory
     <cache>/layers/<key>/blob, .json   the same as a blob, with its digests
     <cache>/<image>-<key>/oci          the image layout
@@ -77,7 +77,8 @@ class BuiltImage:
 def ensure(recipe: Recipe, cache: Path) -> BuiltImage:
     """The image of `recipe`, made now unless `cache` has it; raises `BuildError`."""
     cache = cache.absolute()
-    directory = cache / f"{recipe.name}-{_key(recipe, len(recipe.scripts), with_config=True)}"
+    scripts = len(recipe.scripts) + recipe.flat
+    directory = cache / f"{recipe.name}-{_key(recipe, scripts, with_config=True)}"
     image = BuiltImage(directory / "oci", recipe.name, directory / "tree.json")
     if not directory.exists():
         _check_machine(recipe)
@@ -89,15 +90,20 @@ def ensure(recipe: Recipe, cache: Path) -> BuiltImage:
 
 
 def _key(recipe: Recipe, scripts: int, *, with_config: bool = False) -> str:
-    """Names what the first `scripts` scripts of a recipe make: the topmost layer of it, or the image."""
+    """Names what the first `scripts` scripts of a recipe make: the topmost layer of it, or the image.
+
+    What a flat image is made of counts as one script more.
+    """
     parts = [_VERSION, layout.architecture(), repr(recipe.base), *recipe.scripts[:scripts]]
+    if recipe.flat and scripts > len(recipe.scripts):
+        parts.append("flat")
     if with_config:
         parts += [recipe.name, json.dumps(dict(recipe.config), sort_keys=True)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _layer_keys(recipe: Recipe) -> list[str]:
-    return [_key(recipe, count) for count in range(len(recipe.scripts) + 1)]
+    return [_key(recipe, count) for count in range(len(recipe.scripts) + 1 + recipe.flat)]
 
 
 def _check_machine(recipe: Recipe) -> None:
@@ -131,20 +137,22 @@ class _Build:
         self._log_file = cache / "build.log"
         self._new = self._layers / "new"
         self._keys = _layer_keys(recipe)
+        self._packed = range(len(self._keys))[-1 if recipe.flat else 0 :]
         self._stop = threading.Event()
 
     def make(self, directory: Path) -> None:
         started = time.monotonic()
         self._log_file.write_bytes(b"")
         if isinstance(self._recipe.base, Debootstrap):
-            for name in ("debs", "apt-lists"):
+            for name in ("debs", "apt-lists", "wheels"):
                 (self._cache / name).mkdir(exist_ok=True)
         with ThreadPoolExecutor(max_workers=2) as pool:
             try:
                 packing = []
                 for index in range(len(self._keys)):
                     self._ensure_tree(index)
-                    packing.append(pool.submit(self._ensure_blob, index))
+                    if index in self._packed:
+                        packing.append(pool.submit(self._ensure_blob, index))
                 unfinished = self._cache / "new"
                 _discard(unfinished)
                 unfinished.mkdir()
@@ -154,7 +162,9 @@ class _Build:
                 self._stop.set()
                 raise
         commands = [_describe(self._recipe.base), *(f"/bin/sh -c {s.strip()}" for s in self._recipe.scripts)]
-        blobs = [self._layers / key / "blob" for key in self._keys]
+        if self._recipe.flat:
+            commands = ["\n".join(commands)]
+        blobs = [self._layers / self._keys[index] / "blob" for index in self._packed]
         layout.write_layout(
             unfinished / "oci",
             self._recipe.name,
@@ -176,6 +186,8 @@ class _Build:
         with self._timed(index, "made"):
             if index == 0:
                 self._make_base()
+            elif index > len(self._recipe.scripts):
+                sandbox.flatten_layers(self._new, self._lower(index), self._log_file)
             else:
                 script = self._recipe.scripts[index - 1]
                 sandbox.run_in_layers(script, self._new, self._lower(index), self._cache, self._log_file)
@@ -208,7 +220,9 @@ class _Build:
             return PackedLayer(**json.loads(record.read_bytes()))
         with self._timed(index, "packed"):
             unfinished = directory / "blob.new"
-            packed = pack_layer(directory / "fs", unfinished, with_root=index == 0, stop=self._stop)
+            packed = pack_layer(
+                directory / "fs", unfinished, with_root=index == self._packed[0], stop=self._stop
+            )
             unfinished.rename(blob)
             unfinished = directory / "blob.json.new"
             layout.write_durably(unfinished, json.dumps(dataclasses.asdict(packed)).encode())
@@ -218,7 +232,8 @@ class _Build:
     def _list_tree(self, out: Path) -> None:
         _discard(self._new)
         self._new.mkdir()
-        sandbox.list_layers(out, self._new, self._lower(len(self._keys)), self._log_file)
+        layers = len(self._recipe.scripts) + 1
+        sandbox.list_layers(out, self._new, self._lower(layers), self._log_file)
         _discard(self._new)
 
     def _prune(self, directory: Path) -> None:

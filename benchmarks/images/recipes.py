@@ -1,7 +1,8 @@
 """What each image holds. A recipe is data: changing one makes the image anew, and nothing else does.
 
 The scripts run as root in a chroot of what the layers below hold, by `/bin/sh -eux`. apt has the
-machine's mirror; its package lists and downloads, /tmp and /run never become part of a layer.
+machine's mirror, and `$SECURITY` names the one with security updates; /tmp/pip is pip, for layers that
+shall not hold one. Package lists and downloads, /tmp and /run never become part of a layer.
 """
 
 from collections.abc import Mapping
@@ -26,12 +27,16 @@ class Busybox:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """An image: a base layer, one more for each script, and the config's own ``config`` object."""
+    """An image: a base layer, one more for each script, and the config's own ``config`` object.
+
+    A flat image has one layer, with all that base and scripts made.
+    """
 
     name: str
     base: Debootstrap | Busybox
     scripts: tuple[str, ...]
     config: Mapping[str, Any]
+    flat: bool = False
 
 
 # A Python program as people ship it: it starts by importing numpy. The second script removes a
@@ -132,4 +137,62 @@ chmod 755 /srv/app/entry.sh
     },
 )
 
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (_DEMO, _SMALL)}
+# What people who compute ship: wheels, with large shared libraries and very many small files.
+_SCIENCE = Recipe(
+    name="science",
+    base=Debootstrap("bookworm"),
+    scripts=(
+        f"{_INSTALL} python3",
+        """
+PYTHONPATH=/tmp/pip python3 -m pip install --target=/opt/science --no-deps --only-binary=:all: \
+    numpy==2.2.6 scipy==1.15.3 pandas==2.2.3 scikit-learn==1.6.1 python-dateutil==2.9.0.post0 pytz==2025.2 \\
+    tzdata==2025.2 six==1.17.0 joblib==1.5.1 threadpoolctl==3.6.0
+mkdir -p /srv/app
+echo 'import numpy; print("ready", numpy.__version__, flush=True)' >/srv/app/ready.py
+""",
+    ),
+    config={
+        "Env": [_PATH, "LANG=C.UTF-8", "PYTHONPATH=/opt/science"],
+        "Entrypoint": ["python3"],
+        "Cmd": ["/srv/app/ready.py"],
+    },
+)
+
+# One root file system before and after a security update, as a nightly build of a base image makes them. Of the
+# packages that have had updates, the first that has one newer than the release takes part.
+_OUTDATED = Recipe(
+    name="outdated", base=Debootstrap("bookworm"), scripts=(f"{_INSTALL} openssl",), config={}, flat=True
+)
+_UPGRADED = Recipe(
+    name="upgraded",
+    base=Debootstrap("bookworm"),
+    scripts=(
+        *_OUTDATED.scripts,
+        """
+[ -n "$SECURITY" ]
+echo "deb $SECURITY bookworm-security main" >>/etc/apt/sources.list
+apt-get update -q
+for package in libssl3 perl-base liblzma5 tzdata none; do
+    before=$(dpkg-query -W "$package")
+    apt-get install -yq --only-upgrade --no-install-recommends "$package"
+    [ "$before" = "$(dpkg-query -W "$package")" ] || break
+done
+""",
+    ),
+    config={},
+    flat=True,
+)
+
+# One package on two bases.
+_PYTHON = f"{_INSTALL} python3"
+_ON_LITTLE = Recipe(name="python-on-little", base=Debootstrap("bookworm"), scripts=(_PYTHON,), config={})
+_ON_MUCH = Recipe(
+    name="python-on-much",
+    base=Debootstrap("bookworm"),
+    scripts=(f"{_INSTALL} git nginx-light ca-certificates", _PYTHON),
+    config={},
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe for recipe in (_DEMO, _SMALL, _SCIENCE, _OUTDATED, _UPGRADED, _ON_LITTLE, _ON_MUCH)
+}

@@ -4,6 +4,8 @@ Every command runs in mount and process namespaces of its own, which end with th
 that is killed: the kernel then takes back every mount and every process, and no clean-up can fail.
 """
 
+import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,7 +20,7 @@ _NAMESPACES = (
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"),
 )
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+_INHERITED = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL")
 
 # Upper directories must stand alone: no inode of theirs may refer to a lower layer.
 _OVERLAY = """
@@ -44,7 +46,14 @@ if [ -d root/var/lib/apt ]; then
     mount --bind "$CACHE/debs" root/var/cache/apt/archives
     printf '%s\\n' "$APT_SETTINGS" >root/tmp/apt.conf
     if [ -e /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt root/tmp; fi
+    mkdir root/tmp/pip root/tmp/wheels
+    mount --bind "$CACHE/wheels" root/tmp/wheels
+    if [ -d "$PIP" ]; then cp -r "$PIP" root/tmp/pip/pip; fi
 fi
+"""
+
+_FLATTEN = """
+cp --archive root/. fs
 """
 
 # Downloads are kept outside of the image, apt's binary caches nowhere; a layer that is lost in a
@@ -67,7 +76,7 @@ def run(script: str, cwd: Path, log: Path, variables: Mapping[str, str]) -> None
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
         "DEBIAN_FRONTEND": "noninteractive",
-        **{name: os.environ[name] for name in _PROXIES if name in os.environ},
+        **{name: os.environ[name] for name in _INHERITED if name in os.environ},
         **variables,
     }
     with log.open("ab") as out:
@@ -95,11 +104,35 @@ def run_in_layers(script: str, work: Path, lower: Sequence[str], cache: Path, lo
         "LOWER": ":".join(lower),
         "WRITABLE": ",upperdir=fs,workdir=work",
         "CACHE": str(cache),
-        "APT_SETTINGS": _APT_SETTINGS + apt.network_settings() if (cache / "debs").is_dir() else "",
-        "APT_CONFIG": "/tmp/apt.conf",
         "SCRIPT": script,
     }
+    if (cache / "debs").is_dir():
+        variables |= _package_variables()
     run(_OVERLAY + _CHROOT + 'exec chroot root /bin/sh -eux -c "$SCRIPT"', work, log, variables)
+
+
+def _package_variables() -> dict[str, str]:
+    """What apt and pip need to find this machine's mirrors, and to keep their downloads out of the image."""
+    pip = importlib.util.find_spec("pip")
+    security = ""
+    with contextlib.suppress(BuildError):  # only some recipes need it
+        security = apt.find_mirror("bookworm-security")
+    return {
+        "APT_SETTINGS": _APT_SETTINGS + apt.network_settings(),
+        "APT_CONFIG": "/tmp/apt.conf",
+        "SECURITY": security,
+        "PIP": str(Path(pip.origin).parent) if pip and pip.origin else "",
+        "PIP_CERT": "/tmp/ca-certificates.crt",
+        "PIP_CACHE_DIR": "/tmp/wheels",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+    }
+
+
+def flatten_layers(work: Path, lower: Sequence[str], log: Path) -> None:
+    """Copy the layers `lower`, merged by overlayfs, to ``work/fs``, which must be there and empty."""
+    (work / "root").mkdir()
+    run(_OVERLAY + _FLATTEN, work, log, {"LOWER": ":".join(lower), "WRITABLE": ""})
 
 
 def list_layers(out: Path, work: Path, lower: Sequence[str], log: Path) -> None:
