@@ -1,14 +1,19 @@
 """`lazyfs convert`, `copy`, `check`, `diff` and `inspect`: images in stores. Needs no root and no node."""
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
 from lazyfs.cli.common import json_option, print_json, reference_argument
+from lazyfs.cli.stores import REFERENCES, store_options
 from lazyfs.draw.svg import byte_words
 
+if TYPE_CHECKING:
+    from lazyfs.stores.options import StoreOptions
 
-@click.command(short_help="Make an image that starts before it is downloaded.")
+
+@click.command(short_help="Make an image that starts before it is downloaded.", epilog=REFERENCES)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option(
@@ -49,6 +54,7 @@ from lazyfs.draw.svg import byte_words
     show_default=True,
     help="Unpacked bytes per byte, beyond 1 GiB.",
 )
+@store_options
 @json_option
 def convert(
     source: str,
@@ -61,12 +67,13 @@ def convert(
     jobs: int,
     max_layer_size: int,
     max_ratio: int,
+    stores: "StoreOptions",
     as_json: bool,
 ) -> None:
     """Make an image that starts before it is downloaded.
 
-    SRC and DST are oci:DIR[:tag], OCI image layouts; DST may exist, blobs are shared. Layers that DST has converted
-    already are not converted again, so a run that was killed goes on where it was.
+    DST may exist, its blobs are shared. Layers that it has converted already are not converted again, so a run
+    that was killed goes on where it was.
 
     The result is an ordinary OCI image as well: any runtime that reads zstd layers can pull and run it. Its
     config, image ID and DiffIDs stay what they were.
@@ -74,7 +81,8 @@ def convert(
     \b
     Examples:
       lazyfs convert oci:./images:app oci:./lazy:app
-      lazyfs convert --all-platforms oci:./images:app oci:./lazy:app
+      lazyfs convert docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-lazy
+      lazyfs convert --all-platforms docker-archive:app.tar s3://images/lazy/app:1.0
       lazyfs convert --codec gzip oci:./images:app oci:./lazy:app-gzip
     """
     import os
@@ -92,8 +100,8 @@ def convert(
         jobs or os.cpu_count() or 1,
     )
     with (
-        open_store(from_reference) as from_store,
-        open_store(to_reference, create=True) as to_store,
+        open_store(from_reference, options=stores) as from_store,
+        open_store(to_reference, create=True, options=stores) as to_store,
         chosen(as_json) or nullcontext(Silent()) as progress,
     ):
         report = convert_image(
@@ -120,11 +128,12 @@ def convert(
     )
 
 
-@click.command(short_help="Move images between stores as they are.")
+@click.command(short_help="Move images between stores as they are.", epilog=REFERENCES)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
+@store_options
 @json_option
-def copy(source: str, destination: str, as_json: bool) -> None:
+def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -> None:
     """Copy an image, converted or not, with all its platforms, from one store to another.
 
     \b
@@ -143,7 +152,10 @@ def copy(source: str, destination: str, as_json: bool) -> None:
         (copied if was_copied else present).append(blob)
 
     tag = to_reference.tag_to_write()
-    with open_store(from_reference) as from_store, open_store(to_reference, create=True) as to_store:
+    with (
+        open_store(from_reference, options=stores) as from_store,
+        open_store(to_reference, create=True, options=stores) as to_store,
+    ):
         top = copy_tree(from_store, from_store.resolve(from_reference.selector), to_store, on_blob)
         to_store.put_tag(tag, top)
     if as_json:
@@ -160,11 +172,12 @@ def copy(source: str, destination: str, as_json: bool) -> None:
     click.echo(f"{top.digest}\n{len(copied)} blobs copied ({byte_words(size)}), {len(present)} were there")
 
 
-@click.command(short_help="Prove a converted image, byte by byte.")
+@click.command(short_help="Prove a converted image, byte by byte.", epilog=REFERENCES)
 @reference_argument
 @click.option("--against", metavar="SRC", help="The image that it was made from: compare digest by digest.")
+@store_options
 @json_option
-def check(reference: str, against: str | None, as_json: bool) -> None:
+def check(reference: str, against: str | None, stores: "StoreOptions", as_json: bool) -> None:
     """Prove a converted image: every chunk, every DiffID, every tree.
 
     Reads every byte of it. Exit code 0 and one line when all is right; else the first thing that is wrong,
@@ -179,11 +192,11 @@ def check(reference: str, against: str | None, as_json: bool) -> None:
     from lazyfs.stores import open_store, parse_reference
 
     parsed = parse_reference(reference)
-    with open_store(parsed) as store:
+    with open_store(parsed, options=stores) as store:
         report = check_image(store, parsed)
         if against is not None:
             original = parse_reference(against)
-            with open_store(original) as original_store:
+            with open_store(original, options=stores) as original_store:
                 check_against(store, parsed, original_store, original)
     if as_json:
         print_json({**report.as_dict(), "against": against})
@@ -196,11 +209,12 @@ def check(reference: str, against: str | None, as_json: bool) -> None:
     )
 
 
-@click.command(short_help="What a node with one image must fetch for another.")
+@click.command(short_help="What a node with one image must fetch for another.", epilog=REFERENCES)
 @click.argument("old", metavar="REF1")
 @click.argument("new", metavar="REF2")
+@store_options
 @json_option
-def diff(old: str, new: str, as_json: bool) -> None:
+def diff(old: str, new: str, stores: "StoreOptions", as_json: bool) -> None:
     """Tell what a node that has REF1 must fetch for REF2 if it reads all of it, and what a pull of layers would.
 
     \b
@@ -211,7 +225,10 @@ def diff(old: str, new: str, as_json: bool) -> None:
     from lazyfs.stores import open_store, parse_reference
 
     old_reference, new_reference = parse_reference(old), parse_reference(new)
-    with open_store(old_reference) as old_store, open_store(new_reference) as new_store:
+    with (
+        open_store(old_reference, options=stores) as old_store,
+        open_store(new_reference, options=stores) as new_store,
+    ):
         difference = compare(old_store, old_reference, new_store, new_reference)
     if as_json:
         print_json(difference.as_dict())
@@ -223,10 +240,11 @@ def diff(old: str, new: str, as_json: bool) -> None:
     )
 
 
-@click.command(short_help="Show what an image is made of.")
+@click.command(short_help="Show what an image is made of.", epilog=REFERENCES)
 @reference_argument
+@store_options
 @json_option
-def inspect(reference: str, as_json: bool) -> None:
+def inspect(reference: str, stores: "StoreOptions", as_json: bool) -> None:
     """Show what an image is made of, converted or not.
 
     \b
@@ -238,7 +256,7 @@ def inspect(reference: str, as_json: bool) -> None:
     from lazyfs.stores import open_store, parse_reference
 
     parsed = parse_reference(reference)
-    with open_store(parsed) as store:
+    with open_store(parsed, options=stores) as store:
         description = describe_image(store, parsed)
     if as_json:
         print_json(description)
