@@ -77,7 +77,9 @@ def synthetic_layer(inodes: int, layer: int, rng: Random) -> tuple[Tree, int]:
         if number % (FILES_PER_DIRECTORY + 1) == 0:
             # Every other directory is one that other layers have too.
             own = b"" if number % 20 == 0 else b".%d" % layer
-            directories.append(rng.choice(directories[: 2 + len(directories) // 3]) + b"/package%d%s" % (number, own))
+            directories.append(
+                rng.choice(directories[: 2 + len(directories) // 3]) + b"/package%d%s" % (number, own)
+            )
             builder.add(member(directories[-1], Kind.DIRECTORY, rng=rng), 0, None)
             continue
         path = directories[-1] + b"/module_%d_%s.py" % (number, b"abcdefgh"[number % 8 :])

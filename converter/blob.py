@@ -63,20 +63,16 @@ class BlobBuilder:
         if self._codec == GZIP:
             chunk_size = min(chunk_size, GZIP_MAX_INFLATED)
         padding = -stream_size % BLOCK
-        chunks = [self._compress(bytes(padding))] if padding else []
+        if padding:
+            self._add_side_chunk(bytes(padding))
         rest = b""
         for piece in appendix.pieces():
             rest += piece
             while len(rest) >= chunk_size:
-                chunks.append(self._compress(rest[:chunk_size]))
+                self._add_side_chunk(rest[:chunk_size])
                 rest = rest[chunk_size:]
         if rest:
-            chunks.append(self._compress(rest))
-        if self._codec == GZIP:
-            for chunk in chunks:
-                self._add_side_chunks([chunk])
-        elif chunks:
-            self._add_side_chunks(chunks)
+            self._add_side_chunk(rest)
         return stream_size + padding
 
     def add_toc(self, packed: bytes) -> TocLocation:
@@ -99,14 +95,11 @@ class BlobBuilder:
             digests=b"".join(self._digests),
         )
 
-    def _add_side_chunks(self, chunks: list[_Chunk]) -> None:
-        """Frames that are no part of the stream, in one carrier that decoders of the stream step over."""
-        payload = b"".join(chunk.frame for chunk in chunks)
-        carried = frames.side_data(self._codec, seekable.SKIPPABLE_MAGIC_APPENDIX, payload)
-        at = self._position + carried.index(payload)
-        for chunk in chunks:
-            self._record(chunk, at)
-            at += len(chunk.frame)
+    def _add_side_chunk(self, plain: bytes) -> None:
+        """A chunk that is no part of the stream, in a carrier that decoders of the stream step over."""
+        chunk = self._compress(plain)
+        carried = frames.side_data(self._codec, seekable.SKIPPABLE_MAGIC_APPENDIX, chunk.frame)
+        self._record(chunk, self._position + carried.index(chunk.frame))
         self._write(carried)
         self._frames.append((len(carried), 0))
 

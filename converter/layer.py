@@ -26,7 +26,7 @@ from lazyfs.formats.frames import DEFAULT_LEVELS, MEDIA_TYPES, NONE, ZSTD
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
 from lazyfs.formats.tarwalk import walk
-from lazyfs.stores.base import Store
+from lazyfs.stores.base import Store, named
 
 QUEUE_PIECES = 8
 """Plain pieces (1 MiB) between the reader and the walk."""
@@ -102,6 +102,8 @@ def convert_layer(
             strays=strays,
         )
         packed = toc.encode(document)
+        with named(f"layer {layer.digest}"):
+            toc.decode(packed)  # what a node would refuse must not be written
         location = blob.add_toc(packed)
         digest, blob_size = writer.commit()
     annotations = {**layer.annotations, TOC_ANNOTATION: location.format()}

@@ -1,8 +1,10 @@
 """What all tests share: hypothesis profiles, and directories in which no mount may be left."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import settings
@@ -24,3 +26,17 @@ def temp_root(tmp_path: Path) -> Iterator[Path]:
     for target in left:
         unmount(target, detach=True)
     assert left == []
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Ends a test that hangs, where a thread or a pipe could be waited for in vain."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("the test did not end within 60 s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -8,7 +8,8 @@ single unit can be proved with the digests of its sisters, without the bytes of 
     length <= UNIT_SIZE   sha256(plain bytes)
     length >  UNIT_SIZE   sha256("lazyfs chunk\\0" || u64le(length) || sha256(unit 0) || sha256(unit 1) || …)
 
-The prefix keeps the two kinds apart. Both depend on the plain bytes alone, whatever the codec.
+Both depend on the plain bytes alone, whatever the codec. A chunk is known by its digest *and* its length: what is
+hashed for a long chunk could itself be the plain bytes of a short one.
 
 The plain bytes of a chunk are those that the *device* shows: the data of files, at its place in the tar stream,
 and zeros everywhere else. What a tar header says is in the TOC, and a reader never needs it; but headers hold

@@ -32,6 +32,7 @@ _WHITEOUT_PREFIX = b".wh."
 _WHITEOUT_META_PREFIX = b".wh..wh."
 _OPAQUE_MARKER = b".wh..wh..opq"
 _MAX_SYMLINK_HOPS = 40
+_NO_OWNER = 2**32 - 1
 
 _TYPE_BITS = {
     Kind.FILE: stat.S_IFREG,
@@ -179,7 +180,7 @@ class TreeBuilder:
         if member.kind is not Kind.DIRECTORY:
             raise self._error(member, "the root is not a directory")
         node.mode = stat.S_IFDIR | member.mode
-        node.uid, node.gid = member.uid, member.gid
+        node.uid, node.gid = _owner(member.uid), _owner(member.gid)
         node.mtime, node.nsec = member.mtime, member.mtime_nsec
         node.xattrs = self._kept_xattrs(member)
         node.flags &= ~FLAG_IMPLIED
@@ -252,8 +253,8 @@ class TreeBuilder:
         return Node(
             # Linux has no other mode for symlinks, whatever the archive says.
             mode=_TYPE_BITS[member.kind] | (0o777 if member.kind is Kind.SYMLINK else member.mode),
-            uid=member.uid,
-            gid=member.gid,
+            uid=_owner(member.uid),
+            gid=_owner(member.gid),
             size=size,
             mtime=member.mtime,
             nsec=member.mtime_nsec,
@@ -275,6 +276,11 @@ class TreeBuilder:
 
 def _parts(path: bytes) -> list[bytes]:
     return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _owner(number: int) -> int:
+    """To chown(2) the highest number means "leave it", and what an unpacker makes is root's."""
+    return 0 if number == _NO_OWNER else number
 
 
 def _implied_directory() -> Node:

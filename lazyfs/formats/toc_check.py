@@ -151,6 +151,8 @@ def _check_depth(
 def _check_inodes(inodes: Inodes, xattr_sets: int) -> None:
     kind = inodes.mode & 0o170000
     _refuse(~np.isin(kind, _TYPES), "an inode has an unknown type")
+    no_one = np.uint32(0xFFFFFFFF)
+    _refuse((inodes.uid == no_one) | (inodes.gid == no_one), "an owner that is nobody at all")
     _refuse(inodes.nsec >= 1_000_000_000, "nanoseconds of an mtime out of range")
     _refuse(inodes.size >= MAX_FILE_SIZE, "a file has an absurd size")
     _refuse(

@@ -146,6 +146,13 @@ def test_a_whiteout_takes_from_a_directory_what_lower_layers_say_of_it() -> None
     assert flags(layer_tree([file(b"d/f")]), b"d") == FLAG_IMPLIED
 
 
+def test_an_owner_that_chown_does_not_set() -> None:
+    tree = layer_tree([Entry(b"f", uid=2**32 - 1, gid=5), Entry(b"d", DIRECTORY, uid=5, gid=2**32 - 1)])
+    paths = inode_paths(tree)
+    owners = [(int(tree.inodes.uid[paths[path]]), int(tree.inodes.gid[paths[path]])) for path in (b"f", b"d")]
+    assert owners == [(0, 5), (5, 0)]
+
+
 def test_hard_links_are_one_inode() -> None:
     tree = layer_tree([file(b"a"), link(b"b", b"a"), link(b"d/c", b"b"), link(b"a", b"b")])
     paths = inode_paths(tree)
