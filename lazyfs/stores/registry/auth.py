@@ -72,6 +72,13 @@ def parse_challenges(values: Iterable[str]) -> list[Challenge]:
     return challenges
 
 
+def _covers(scope: str, other: str) -> bool:
+    """Whether who has ``scope`` (``type:name:action,…``) has ``other`` too."""
+    what, _, actions = scope.rpartition(":")
+    same, _, wanted = other.rpartition(":")
+    return what == same and set(wanted.split(",")) <= set(actions.split(","))
+
+
 class Authorizer:
     """The Authorization headers for one server. Thread safe.
 
@@ -210,7 +217,8 @@ class Authorizer:
         credentials: Credentials,
         deadline: Deadline,
     ) -> Response:
-        asked = dict.fromkeys([*scopes, *challenge.parameters.get("scope", "").split()])
+        more = challenge.parameters.get("scope", "").split()
+        asked = [*scopes, *(scope for scope in more if not any(_covers(own, scope) for own in scopes))]
         service = challenge.parameters.get("service", "")
         if credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": self._newest(credentials.identity_token)}

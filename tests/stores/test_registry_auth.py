@@ -1,0 +1,474 @@
+"""Proving who we are: at docker-registry with passwords and tokens, and at servers that ask for strange things."""
+
+import base64
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.errors import StoreError
+from lazyfs.formats.oci import sha256_digest
+from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
+from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry.auth import Authorizer, Challenge, parse_challenges
+from lazyfs.stores.registry.connection import Origin, Response
+from lazyfs.stores.registry.credentials import Credentials
+from lazyfs.stores.registry.store import RegistryStore
+from lazyfs.stores.registry.wire import Deadline
+from tests.faults import FaultServer, Reply, Seen, ranged
+from tests.registry import (
+    HTPASSWD,
+    PASSWORD,
+    USER,
+    Registry,
+    TokenServer,
+    needs_registry,
+    run_registry,
+    skopeo,
+    write_auth,
+)
+
+from .conformance import ABSENT
+from .samples import make_sample, put_sample
+
+BLOB = bytes(range(256)) * 16
+DIGEST = sha256_digest(BLOB)
+BASIC = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No password of this machine's users; and no patience."""
+    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
+
+
+def opened(
+    host: str, auth_file: Path | None = None, *, name: str = "app", create: bool = False
+) -> RegistryStore:
+    options = StoreOptions(auth_file=auth_file, timeout=20)
+    store = open_store(parse_reference(f"docker://{host}/{name}"), create=create, options=options)
+    assert isinstance(store, RegistryStore)
+    return store
+
+
+# Passwords, at docker-registry
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    directory = tmp_path_factory.mktemp("guarded")
+    (directory / "htpasswd").write_text(HTPASSWD)
+    auth = {"htpasswd": {"realm": "tests", "path": str(directory / "htpasswd")}}
+    with run_registry(directory, auth=auth) as registry:
+        yield registry
+
+
+@needs_registry
+def test_a_password_opens_a_registry(guarded: Registry, tmp_path: Path) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", guarded.host)
+    sample = make_sample("a")
+    with opened(guarded.host, auth_file, create=True) as store:
+        put_sample(store, sample, "v1")
+    with opened(guarded.host, auth_file) as store:
+        assert store.resolve("v1").digest == sample.descriptor.digest
+        assert store.tags() == ["v1"]
+    name = f"docker://{guarded.host}/app:v1"
+    shown = skopeo("inspect", "--raw", "--tls-verify=false", f"--authfile={auth_file}", name)
+    assert shown == sample.manifest
+
+
+@needs_registry
+def test_without_a_password_the_remedy_is_named(guarded: Registry) -> None:
+    with opened(guarded.host) as store, pytest.raises(StoreError) as caught:
+        store.resolve("v1")
+    assert "answered 401 Unauthorized (UNAUTHORIZED: authentication required" in caught.value.message
+    assert f"`skopeo login {guarded.host}`" in caught.value.hint
+    assert "REGISTRY_AUTH_FILE" in caught.value.hint
+
+
+@needs_registry
+def test_a_wrong_password_is_named_by_its_file_and_a_new_one_is_noticed(
+    guarded: Registry, tmp_path: Path
+) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", guarded.host, password="wr0ng")
+    with opened(guarded.host, auth_file) as store:
+        with pytest.raises(StoreError) as caught:
+            store.has(ABSENT)
+        assert str(auth_file) in caught.value.hint
+        assert "wr0ng" not in caught.value.message + caught.value.hint
+        write_auth(auth_file, guarded.host)
+        assert store.has(ABSENT) is None
+
+
+# Tokens, at docker-registry
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenServer]:
+    with TokenServer(tmp_path_factory.mktemp("tokens")).running() as tokens:
+        yield tokens
+
+
+@pytest.fixture(scope="module")
+def issued(tokens: TokenServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with run_registry(tmp_path_factory.mktemp("issued"), auth=tokens.registry_auth()) as registry:
+        yield registry
+
+
+@needs_registry
+def test_one_token_serves_many_requests(issued: Registry, tokens: TokenServer, tmp_path: Path) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", issued.host)
+    tokens.requests.clear()
+    with opened(issued.host, auth_file, create=True) as store:
+        put_sample(store, make_sample("a"), "v1")
+    assert [fields["scope"] for _, fields in tokens.requests] == [["repository:app:pull,push"]]
+    tokens.requests.clear()
+    with opened(issued.host, auth_file) as store, ThreadPoolExecutor(8) as pool:
+        digest = make_sample("a").descriptor.digest
+        assert {found.digest for found in pool.map(store.resolve, ["v1", digest] * 20)} == {digest}
+    assert [(method, fields["scope"]) for method, fields in tokens.requests] == [
+        ("GET", ["repository:app:pull"])
+    ]
+
+
+@needs_registry
+def test_an_identity_token_is_taken_to_the_token_server(
+    issued: Registry, tokens: TokenServer, tmp_path: Path
+) -> None:
+    auth_file = tmp_path / "auth.json"
+    entry = {"auth": base64.b64encode(b"<token>:").decode(), "identitytoken": tokens.refresh_token}
+    auth_file.write_text(json.dumps({"auths": {issued.host: entry}}))
+    tokens.requests.clear()
+    with opened(issued.host, auth_file, name="by-token", create=True) as store:
+        put_sample(store, make_sample("a"), "v1")
+    [(method, fields)] = tokens.requests
+    assert method == "POST"
+    assert fields["service"] == ["the registry"]
+    assert fields["client_id"] == ["lazyfs"]
+
+
+@needs_registry
+def test_a_token_for_two_repositories_mounts_a_blob(
+    issued: Registry, tokens: TokenServer, tmp_path: Path
+) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", issued.host)
+    with (
+        opened(issued.host, auth_file, name="from", create=True) as source,
+        opened(issued.host, auth_file, name="to", create=True) as target,
+    ):
+        digest, size = write_blob(source, b"shared")
+        assert target.adopt(source, digest)
+        assert target.has(digest) == size
+    assert ["repository:to:pull,push", "repository:from:pull"] in [
+        fields["scope"] for _, fields in tokens.requests
+    ]
+
+
+@needs_registry
+def test_who_may_read_but_not_write_is_told_so(
+    issued: Registry, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", issued.host)
+    monkeypatch.setattr(tokens, "actions", {"pull"})
+    with opened(issued.host, auth_file, create=True) as store, pytest.raises(StoreError) as caught:
+        write_blob(store, b"more")
+    assert "answered 401 Unauthorized (UNAUTHORIZED: authentication required" in caught.value.message
+    assert f"what {auth_file} has for it is not enough" in caught.value.hint
+
+
+@needs_registry
+def test_a_token_server_that_knows_us_not(issued: Registry, tokens: TokenServer, tmp_path: Path) -> None:
+    auth_file = write_auth(tmp_path / "auth.json", issued.host, password="wr0ng")
+    with opened(issued.host, auth_file) as store, pytest.raises(StoreError) as caught:
+        store.tags()
+    assert "asking for a token: http://127.0.0.1:" in caught.value.message
+    assert "answered 401" in caught.value.message
+    assert f"what {auth_file} has for it is not enough" in caught.value.hint
+
+
+# Tokens, at servers that do as they please
+
+
+class Gate:
+    """A registry with a token service of its own; each token opens it ``uses`` times."""
+
+    def __init__(self, uses: int = 1 << 30, **answer: Any) -> None:
+        self.uses = uses
+        self.answer = answer
+        self.given = 0
+        self.left = 0
+        self.challenge = 'Bearer realm="http://{host}/token",service="x",scope="repository:app:pull"'
+
+    def __call__(self, request: Seen) -> Reply:
+        if request.path == "/token":
+            self.given += 1
+            self.left = self.uses
+            return Reply(body=json.dumps({"token": f"t0ken-{self.given}", **self.answer}).encode())
+        if request.headers.get("authorization") != f"Bearer t0ken-{self.given}" or self.left == 0:
+            challenge = self.challenge.format(host=request.headers["host"])
+            return Reply(401, {"WWW-Authenticate": challenge}, b'{"errors":[{"code":"UNAUTHORIZED"}]}')
+        self.left -= 1
+        return ranged(request, BLOB)
+
+
+Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
+
+
+@pytest.fixture
+def served() -> Iterator[Serve]:
+    with ExitStack() as servers:
+        yield lambda script: servers.enter_context(FaultServer(script))
+
+
+def test_a_token_that_is_refused_is_renewed(served: Serve) -> None:
+    gate = Gate(uses=3)
+    server = served(gate)
+    with opened(server.host) as store:
+        for offset in range(10):
+            assert store.read(DIGEST, offset, 10) == BLOB[offset : offset + 10]
+    assert gate.given == 4
+
+
+def test_a_token_is_renewed_before_it_is_refused(served: Serve) -> None:
+    gate = Gate(expires_in=1e-9)
+    server = served(gate)
+    with opened(server.host) as store:
+        for offset in range(5):
+            store.read(DIGEST, offset, 10)
+    refused = [seen for seen in server.seen if seen.path != "/token" and "authorization" not in seen.headers]
+    assert len(refused) == 1
+    assert gate.given >= 5
+
+
+@pytest.mark.parametrize("lifetime", [None, "soon", -5, 1e300, True])
+def test_a_token_without_a_sensible_end(served: Serve, lifetime: object) -> None:
+    gate = Gate(expires_in=lifetime)
+    with opened(served(gate).host) as store:
+        store.read(DIGEST, 0, 10)
+        store.read(DIGEST, 0, 10)
+    assert gate.given == 1
+
+
+def test_a_registry_that_refuses_every_token(served: Serve) -> None:
+    gate = Gate(uses=0)
+    server = served(gate)
+    with opened(server.host) as store, pytest.raises(StoreError, match="401 Unauthorized"):
+        store.read(DIGEST, 0, 10)
+    assert gate.given == 2
+
+
+def test_a_registry_token_is_used_as_it_is(served: Serve, tmp_path: Path) -> None:
+    gate = Gate()
+    gate.given, gate.left = 7, 10
+    server = served(gate)
+    auth_file = tmp_path / "auth.json"
+    auth_file.write_text(json.dumps({"auths": {server.host: {"registrytoken": "t0ken-7"}}}))
+    with opened(server.host, auth_file) as store:
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+    assert all(seen.path != "/token" for seen in server.seen)
+
+
+def test_an_identity_token_that_is_replaced(served: Serve, tmp_path: Path) -> None:
+    gate = Gate(uses=1, refresh_token="second")
+    server = served(gate)
+    auth_file = tmp_path / "auth.json"
+    auth_file.write_text(json.dumps({"auths": {server.host: {"identitytoken": "first"}}}))
+    with opened(server.host, auth_file) as store:
+        store.read(DIGEST, 0, 10)
+        store.read(DIGEST, 0, 10)
+    forms = [parse_qs(seen.body.decode()) for seen in server.seen if seen.path == "/token"]
+    assert [form["refresh_token"] for form in forms] == [["first"], ["second"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Reply(body=b"no JSON"), "not JSON"),
+        (Reply(body=b"{}"), "gave no token"),
+        (Reply(body=b'{"token": ["x"]}'), "must be a text"),
+        (Reply(body=b'{"token": "a\\r\\nX-Evil: 1"}'), "gave no token"),
+        (Reply(body=json.dumps({"token": "x" * 100_000}).encode()), "gave no token"),
+        (Reply(body=b'{"token": "' + b"x" * (2 << 20)), "limit"),
+        (Reply(404), "404 Not Found"),
+        (Reply(403), "403 Forbidden"),
+        (Reply(302, {"Location": "http://127.0.0.1:1/"}), "302 Found"),
+    ],
+)
+def test_a_token_server_that_gives_no_token(served: Serve, answer: Reply, message: str) -> None:
+    gate = Gate()
+    server = served(lambda request: answer if request.path == "/token" else gate(request))
+    with opened(server.host) as store, pytest.raises(StoreError, match=message) as caught:
+        store.read(DIGEST, 0, 10)
+    assert "asking for a token" in caught.value.message
+    assert caught.value.hint
+    assert len(server.seen) == 2
+
+
+def test_a_token_server_that_is_busy_is_asked_again(served: Serve) -> None:
+    gate = Gate()
+    busy = [Reply(503), Reply(429, {"Retry-After": "0"})]
+    server = served(lambda request: busy.pop() if request.path == "/token" and busy else gate(request))
+    with opened(server.host) as store:
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+
+
+@pytest.mark.parametrize(
+    "realm",
+    ["", "nowhere", "ftp://127.0.0.1/token", "http://u:p@127.0.0.1/token", "http://127.0.0.1:1/token"],
+)
+def test_a_challenge_that_leads_nowhere(served: Serve, realm: str) -> None:
+    gate = Gate()
+    gate.challenge = f'Bearer realm="{realm}",service="x"'
+    with (
+        open_store(
+            parse_reference(f"docker://{served(gate).host}/app"), options=StoreOptions(timeout=0.3)
+        ) as store,
+        pytest.raises(StoreError),
+    ):
+        store.read(DIGEST, 0, 10)
+
+
+def test_a_password_is_not_sent_without_tls_where_the_registry_has_it() -> None:
+    def send(*_: object) -> Response:
+        raise AssertionError("it was sent")
+
+    authorizer = Authorizer("registry.example", "docker://registry.example/app", Credentials, send)
+    challenge = Challenge("bearer", {"realm": "http://registry.example/token"})
+    with pytest.raises(StoreError, match="without TLS"):
+        authorizer.renew([challenge], (), None, Origin("https", "registry.example", 443), Deadline(5, 5))
+
+
+# What is secret stays so
+
+
+def test_authorization_goes_to_the_registry_alone(served: Serve, tmp_path: Path) -> None:
+    storage = served(lambda request: ranged(request, BLOB))
+
+    def script(request: Seen) -> Reply:
+        if request.headers.get("authorization") != BASIC:
+            return Reply(401, {"WWW-Authenticate": 'Basic realm="x"'})
+        if "here" not in request.target:
+            return Reply(307, {"Location": f"{request.path}?here=1"})
+        return Reply(307, {"Location": f"{storage.url}/blob"})
+
+    server = served(script)
+    auth_file = write_auth(tmp_path / "auth.json", server.host)
+    with opened(server.host, auth_file) as store:
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
+        assert store.has(DIGEST) == len(BLOB)
+        assert b"".join(store.stream(DIGEST)) == BLOB
+    assert len(storage.seen) == 4
+    assert all("authorization" not in seen.headers for seen in storage.seen)
+
+
+def test_a_storage_that_asks_for_a_password_gets_none(served: Serve, tmp_path: Path) -> None:
+    storage = served(lambda _: Reply(401, {"WWW-Authenticate": 'Basic realm="give"'}))
+    server = served(lambda _: Reply(307, {"Location": f"{storage.url}/blob"}))
+    auth_file = tmp_path / "auth.json"
+    packed = {"auth": BASIC.removeprefix("Basic ")}
+    auth_file.write_text(json.dumps({"auths": {server.host: packed, storage.host: packed}}))
+    with opened(server.host, auth_file) as store, pytest.raises(StoreError, match="401"):
+        store.read(DIGEST, 0, 10)
+    assert all("authorization" not in seen.headers for seen in storage.seen)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+def test_no_secret_is_ever_shown(
+    served: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture, scheme: str
+) -> None:
+    """Not even when the server says it."""
+    caplog.set_level(logging.DEBUG)
+
+    def script(request: Seen) -> Reply:
+        if request.path == "/token":
+            return Reply(body=b'{"token": "t0ken"}')
+        header = request.headers.get("authorization", "")
+        if not header:
+            realm = f'{scheme} realm="http://{request.headers["host"]}/token"'
+            return Reply(401, {"WWW-Authenticate": realm})
+        body = {"errors": [{"code": header, "message": f"{PASSWORD} {header}", "detail": {"x": PASSWORD}}]}
+        return Reply(400, {}, json.dumps(body).encode())
+
+    server = served(script)
+    auth_file = write_auth(tmp_path / "auth.json", server.host)
+    with opened(server.host, auth_file) as store:
+        with pytest.raises(StoreError) as caught:
+            store.read(DIGEST, 0, 10)
+        client = store._client
+        shown = [
+            *(caught.value.message, caught.value.hint, caplog.text, repr(store), repr(client)),
+            *(repr(vars(part)) for part in (store, client, client._servers[0])),
+        ]
+    for secret in (PASSWORD, BASIC.partition(" ")[2], "t0ken"):
+        assert all(secret not in text for text in shown)
+    assert "400 Bad Request" in caught.value.message
+
+
+# Challenges
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("repository:app:pull", ["repository:app:pull"]),
+        ("repository:app:push,pull", ["repository:app:pull", "repository:app:push,pull"]),
+        ("repository:mirror/app:pull x", ["repository:app:pull", "repository:mirror/app:pull", "x"]),
+    ],
+)
+def test_what_a_challenge_asks_for_is_asked_for_as_well(served: Serve, asked: str, sent: list[str]) -> None:
+    gate = Gate()
+    gate.challenge = f'Bearer realm="http://{{host}}/token?a=b",scope="{asked}"'
+    server = served(gate)
+    with opened(server.host) as store:
+        store.read(DIGEST, 0, 10)
+    [query] = [parse_qs(seen.target.partition("?")[2]) for seen in server.seen if seen.path == "/token"]
+    assert query == {"a": ["b"], "scope": sent}
+
+
+@pytest.mark.parametrize(
+    ("values", "challenges"),
+    [
+        ([], []),
+        (["Basic"], [("basic", {})]),
+        (['Basic realm="a b"'], [("basic", {"realm": "a b"})]),
+        (
+            ['Bearer realm="https://x/token",service="y", scope="repository:a:pull,push"'],
+            [("bearer", {"realm": "https://x/token", "service": "y", "scope": "repository:a:pull,push"})],
+        ),
+        (
+            ['BEARER Realm = "x" , error=invalid_token'],
+            [("bearer", {"realm": "x", "error": "invalid_token"})],
+        ),
+        (
+            ['Negotiate, Basic realm="r", Bearer realm="t"'],
+            [("negotiate", {}), ("basic", {"realm": "r"}), ("bearer", {"realm": "t"})],
+        ),
+        (["Basic realm=r", 'Bearer realm="t"'], [("basic", {"realm": "r"}), ("bearer", {"realm": "t"})]),
+        (['Basic realm="a \\"quoted\\" word"'], [("basic", {"realm": 'a "quoted" word'})]),
+        (['Bearer realm="unfinished'], [("bearer", {})]),
+        (["Negotiate abc=="], [("negotiate", {})]),
+        (["", ",,, ,"], []),
+    ],
+)
+def test_challenges(values: list[str], challenges: list[tuple[str, dict[str, str]]]) -> None:
+    found = [(challenge.scheme, challenge.parameters) for challenge in parse_challenges(values)]
+    assert found == challenges
+
+
+@given(st.lists(st.text(max_size=200) | st.text('Bearer realm="x",= \\', max_size=60)))
+def test_any_text_may_be_a_challenge(values: list[str]) -> None:
+    for challenge in parse_challenges(values):
+        assert challenge.scheme == challenge.scheme.lower()
