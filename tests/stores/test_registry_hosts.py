@@ -1,0 +1,453 @@
+"""Certificates and mirrors: the files of certs.d, at docker-registry behind TLS and at servers that fail."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lazyfs.errors import NotFoundError, StoreError, UsageError
+from lazyfs.formats.oci import sha256_digest
+from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
+from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry.hosts import Host, Tls, find_hosts
+from lazyfs.stores.registry.store import RegistryStore
+from tests.faults import RESET, FaultServer, Reply, Seen, ranged
+from tests.registry import (
+    HTPASSWD,
+    Certificate,
+    Registry,
+    issue,
+    make_authority,
+    needs_registry,
+    openssl,
+    run_registry,
+    skopeo,
+    write_auth,
+)
+
+from .memory_registry import MemoryRegistry
+from .samples import make_sample, put_sample
+
+BLOB = bytes(range(256)) * 16
+DIGEST = sha256_digest(BLOB)
+
+
+def opened(
+    host: str, certs: Path, *, create: bool = False, insecure: bool = False, timeout: float = 20
+) -> RegistryStore:
+    options = StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=timeout)
+    store = open_store(parse_reference(f"docker://{host}/app"), create=create, options=options)
+    assert isinstance(store, RegistryStore)
+    return store
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    """An empty certs.d."""
+    directory = tmp_path / "certs.d"
+    directory.mkdir()
+    return directory
+
+
+# TLS, at docker-registry
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def secure(authority: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry with TLS that wants a password."""
+    directory = tmp_path_factory.mktemp("secure")
+    own = issue(authority, directory, "server")
+    (directory / "htpasswd").write_text(HTPASSWD)
+    auth = {"htpasswd": {"realm": "tests", "path": str(directory / "htpasswd")}}
+    tls = {"certificate": str(own.path), "key": str(own.key)}
+    with run_registry(directory, auth=auth, tls=tls) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def mutual(authority: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry that knows its clients by their certificates."""
+    directory = tmp_path_factory.mktemp("mutual")
+    own = issue(authority, directory, "server")
+    tls = {"certificate": str(own.path), "key": str(own.key), "clientcas": [str(authority.path)]}
+    with run_registry(directory, tls=tls) as registry:
+        yield registry
+
+
+@pytest.fixture
+def password(secure: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = write_auth(tmp_path / "auth.json", secure.host)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+    return path
+
+
+def trust(certs: Path, host: str, authority: Certificate, client: Certificate | None = None) -> Path:
+    directory = certs / host
+    directory.mkdir()
+    (directory / "ca.crt").write_bytes(authority.path.read_bytes())
+    if client is not None:
+        (directory / "client.cert").write_bytes(client.path.read_bytes())
+        (directory / "client.key").write_bytes(client.key.read_bytes())
+    return directory
+
+
+@needs_registry
+def test_an_own_authority_is_trusted(
+    secure: Registry, authority: Certificate, certs: Path, password: Path
+) -> None:
+    trust(certs, secure.host, authority)
+    with opened(secure.host, certs, create=True) as store:
+        put_sample(store, make_sample("a"), "v1")
+        digest, size = write_blob(store, bytes(100_000))
+        assert store.read(digest, 5, size - 5) == bytes(size - 5)
+    options = [f"--cert-dir={certs / secure.host}", f"--authfile={password}"]
+    shown = skopeo("inspect", "--raw", *options, f"docker://{secure.host}/app:v1")
+    assert shown == make_sample("a").manifest
+
+
+@needs_registry
+@pytest.mark.usefixtures("password")
+def test_a_stranger_is_not_trusted_and_hears_no_password(secure: Registry, certs: Path) -> None:
+    with opened(secure.host, certs) as store, pytest.raises(StoreError) as caught:
+        store.tags()
+    assert f"https://{secure.host}: its certificate is not trusted: unable to get local issuer" in str(
+        caught.value
+    )
+    assert f"/etc/docker/certs.d/{secure.host}/ca.crt" in caught.value.hint
+
+
+@needs_registry
+@pytest.mark.usefixtures("password")
+def test_insecure_trusts_anybody(secure: Registry, certs: Path) -> None:
+    with opened(secure.host, certs, insecure=True) as store:
+        store.tags()
+
+
+@needs_registry
+@pytest.mark.usefixtures("password")
+def test_hosts_toml_names_authority_and_path(secure: Registry, authority: Certificate, certs: Path) -> None:
+    directory = trust(certs, secure.host, authority)
+    (directory / "hosts.toml").write_text(f'server = "https://{secure.host}"\nca = "ca.crt"\n')
+    with opened(secure.host, certs, create=True) as store:
+        assert put_sample(store, make_sample("b"), "v2") == make_sample("b").descriptor
+    (directory / "hosts.toml").write_text("skip_verify = true\n")
+    with opened(secure.host, certs) as store:
+        assert "v2" in store.tags()
+    (directory / "hosts.toml").write_text("")
+    with opened(secure.host, certs) as store, pytest.raises(StoreError, match="not trusted"):
+        store.tags()
+
+
+@needs_registry
+def test_a_client_certificate_opens_a_registry(
+    mutual: Registry, authority: Certificate, certs: Path, tmp_path: Path
+) -> None:
+    trust(certs, mutual.host, authority, issue(authority, tmp_path, "client"))
+    with opened(mutual.host, certs, create=True) as store:
+        put_sample(store, make_sample("a"), "v1")
+
+
+@needs_registry
+def test_without_a_client_certificate_the_remedy_is_named(
+    mutual: Registry, authority: Certificate, certs: Path
+) -> None:
+    trust(certs, mutual.host, authority)
+    with opened(mutual.host, certs) as store, pytest.raises(StoreError, match="TLS failed") as caught:
+        store.tags()
+    assert f"/etc/docker/certs.d/{mutual.host}/client.cert" in caught.value.hint
+
+
+@needs_registry
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ca.crt", "no certificate"),
+        ("client.cert", "no certificate"),
+        ("client.key", ""),
+        ("client.key", None),
+    ],
+)
+def test_a_file_that_is_no_certificate_is_named(
+    secure: Registry, authority: Certificate, certs: Path, tmp_path: Path, name: str, content: str | None
+) -> None:
+    directory = trust(certs, secure.host, authority, issue(authority, tmp_path, "client"))
+    if content is None:
+        (directory / name).unlink()
+    else:
+        (directory / name).write_text(content)
+    with opened(secure.host, certs) as store, pytest.raises(UsageError, match=str(directory)) as caught:
+        store.tags()
+    assert "PEM" in caught.value.hint
+
+
+@needs_registry
+def test_a_key_with_a_password_is_not_asked_for(
+    mutual: Registry, authority: Certificate, certs: Path, tmp_path: Path
+) -> None:
+    client = issue(authority, tmp_path, "client")
+    directory = trust(certs, mutual.host, authority, client)
+    openssl("ec", "-aes128", "-passout", "pass:x", "-in", client.key, "-out", directory / "client.key")
+    with opened(mutual.host, certs) as store, pytest.raises(UsageError, match=r"client\.cert"):
+        store.tags()
+
+
+# Plain HTTP
+
+
+def test_what_has_a_certificate_set_up_is_never_spoken_to_without(
+    authority: Certificate, certs: Path
+) -> None:
+    with FaultServer(lambda request: ranged(request, BLOB)) as server:
+        trust(certs, server.host, authority)
+        with opened(server.host, certs, timeout=0.3) as store, pytest.raises(StoreError, match="TLS failed"):
+            store.read(DIGEST, 0, 10)
+        assert server.seen == []
+
+
+# Which hosts
+
+
+def hosts(registry: str, certs: Path, **options: bool) -> list[Host]:
+    return find_hosts(registry, StoreOptions(certs_dirs=(certs,), **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("registry", "scheme", "name", "port"),
+    [
+        ("docker.io", "https", "registry-1.docker.io", None),
+        ("r.example", "https", "r.example", None),
+        ("r.example:5000", "https", "r.example", 5000),
+        ("localhost:5000", "", "localhost", 5000),
+        ("127.3.2.1", "", "127.3.2.1", None),
+        ("[::1]:5000", "", "::1", 5000),
+        ("[2001:db8::1]", "https", "2001:db8::1", None),
+    ],
+)
+def test_a_registry_without_files(certs: Path, registry: str, scheme: str, name: str, port: int) -> None:
+    assert hosts(registry, certs) == [Host(scheme, name, port)]
+    [insecure] = hosts(registry, certs, insecure=True)
+    assert (insecure.scheme, insecure.tls.verify) == ("", False)
+
+
+def test_a_hosts_toml_as_containerd_describes_it(certs: Path) -> None:
+    directory = certs / "r.example_5000_"
+    directory.mkdir()
+    (directory / "hosts.toml").write_text(
+        """
+        server = "https://r.example:5000"
+        ca = ["/etc/ca.pem", "own.pem"]
+
+        [host."https://mirror.example:8443/cache"]
+          capabilities = ["pull", "resolve"]
+          client = [["client.cert", "client.key"], ["both.pem", ""]]
+          [host."https://mirror.example:8443/cache".header]
+            X-Custom = ["one", "two"]
+
+        [host."http://plain.example/v2/sub"]
+          override_path = true
+          capabilities = ["pull"]
+          client = "both.pem"
+
+        [host."second.example"]
+          skip_verify = true
+        """
+    )
+    both = directory / "both.pem"
+    own_tls = Tls((Path("/etc/ca.pem"), directory / "own.pem"))
+    client = ((directory / "client.cert", directory / "client.key"), (both, both))
+    mirror, plain, second, own = hosts("r.example:5000", certs)
+    assert (str(mirror), mirror.prefix, mirror.is_mirror) == ("mirror.example:8443", "/cache/v2", True)
+    assert mirror.capabilities == {"pull", "resolve"}
+    assert (mirror.tls, mirror.headers) == (Tls(client=client), {"X-Custom": "one, two"})
+    assert (plain.scheme, plain.prefix, plain.tls.client) == ("http", "/v2/sub", ((both, both),))
+    assert (second.scheme, second.prefix, second.tls.verify) == ("https", "/v2", False)
+    assert own == Host("https", "r.example", 5000, tls=own_tls)
+
+
+def test_a_default_for_all_registries(certs: Path) -> None:
+    (certs / "_default").mkdir()
+    (certs / "_default/hosts.toml").write_text('[host."https://cache.example"]\n')
+    assert [str(host) for host in hosts("docker.io", certs)] == ["cache.example", "registry-1.docker.io"]
+    (certs / "own.example").mkdir()
+    assert [str(host) for host in hosts("own.example", certs)] == ["own.example"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = [", "is not TOML"),
+        ("server = 1", "server must be a text"),
+        ('server = "ftp://r.example"', "must be https://HOST"),
+        ('server = "https://r.example:x"', "must be https://HOST"),
+        ('[host."https://"]', "must be https://HOST"),
+        ("host = 1", "host must be a table"),
+        ("[host]\nx = 1", "must be a table"),
+        ('[host."r.example"]\ncapabilities = ["fly"]', "capabilities must be of pull, push, resolve"),
+        ('[host."r.example"]\ncapabilities = 1', "must be a text or a list"),
+        ('[host."r.example"]\nskip_verify = "yes"', "skip_verify must be true or false"),
+        ('[host."r.example"]\nclient = 1', "client must be a file"),
+        ('[host."r.example"]\nclient = [["a", "b", "c"]]', "client must be a file"),
+        ('[host."r.example".header]\nx = 1', "x must be a text"),
+        ("ca = [1]", "ca must be a text"),
+        ("#" * (1 << 20) + "#", "has 1048577 bytes"),
+    ],
+)
+def test_a_hosts_toml_that_is_wrong_is_named(certs: Path, content: str, message: str) -> None:
+    path = certs / "r.example/hosts.toml"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        hosts("r.example", certs)
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_the_home_directory_comes_before_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    directory = tmp_path / "containers/certs.d/r.example"
+    directory.mkdir(parents=True)
+    (directory / "a.crt").touch()
+    [host] = find_hosts("r.example", StoreOptions())
+    assert host.tls.authorities == (directory / "a.crt",)
+
+
+# Mirrors
+
+Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
+
+
+@pytest.fixture
+def served() -> Iterator[Serve]:
+    with ExitStack() as servers:
+        yield lambda script: servers.enter_context(FaultServer(script))
+
+
+@pytest.fixture
+def memory() -> MemoryRegistry:
+    memory = MemoryRegistry()
+    memory.add(BLOB)
+    memory.add_sample(make_sample("a"), "v1")
+    return memory
+
+
+def mirrored(certs: Path, own: FaultServer, *mirrors: FaultServer, extra: str = "") -> None:
+    lines = [f'server = "{own.url}"', *(f'[host."{mirror.url}"]\n{extra}' for mirror in mirrors)]
+    (certs / own.host).mkdir(exist_ok=True)
+    (certs / own.host / "hosts.toml").write_text("\n".join(lines))
+
+
+def test_a_mirror_is_asked_first_and_told_for_whom(
+    certs: Path, served: Serve, memory: MemoryRegistry
+) -> None:
+    own, mirror = served(memory), served(memory)
+    mirrored(certs, own, mirror, extra='header = {"X-Registry" = "tests"}')
+    with opened(own.host, certs) as store:
+        store.resolve("v1")
+        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
+    assert own.seen == []
+    namespace = f"ns={own.host.replace(':', '%3A')}"
+    assert [seen.target.partition("?")[2] for seen in mirror.seen] == [namespace, namespace]
+    assert mirror.seen[0].headers["x-registry"] == "tests"
+
+
+@pytest.mark.parametrize(
+    "fault", [RESET, Reply(404), Reply(403), Reply(500), Reply(429), Reply(200, body=b"short")]
+)
+def test_a_mirror_that_fails_is_passed_over(
+    certs: Path, served: Serve, memory: MemoryRegistry, fault: Reply
+) -> None:
+    own, mirror, good = served(memory), served(lambda _: fault), served(memory)
+    mirrored(certs, own, mirror, good)
+    with opened(own.host, certs) as store:
+        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
+        assert len(good.seen) == 1
+    mirrored(certs, own, mirror)
+    with opened(own.host, certs) as store:
+        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
+    assert len(own.seen) == 1
+
+
+def test_a_mirror_that_fails_is_left_alone_for_a_while(
+    certs: Path, served: Serve, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, mirror = served(memory), served(lambda _: Reply(503))
+    mirrored(certs, own, mirror)
+    with opened(own.host, certs) as store:
+        for _ in range(5):
+            store.read(DIGEST, 0, 10)
+        assert len(mirror.seen) == 1
+        monkeypatch.setattr(store._client._servers[0], "aside_until", 0.0)
+        mirror.script = memory
+        store.read(DIGEST, 0, 10)
+        assert (len(mirror.seen), len(own.seen)) == (2, 5)
+
+
+def test_the_registry_itself_decides_what_is_not_there(
+    certs: Path, served: Serve, memory: MemoryRegistry
+) -> None:
+    own, mirror = served(memory), served(lambda _: Reply(503))
+    mirrored(certs, own, mirror)
+    with opened(own.host, certs) as store, pytest.raises(NotFoundError, match=own.host):
+        store.resolve("v9")
+
+
+def test_a_mirror_is_asked_for_what_it_can_alone(certs: Path, served: Serve, memory: MemoryRegistry) -> None:
+    own, mirror = served(memory), served(memory)
+    mirrored(certs, own, mirror, extra='capabilities = ["pull"]')
+    with opened(own.host, certs) as store:
+        store.resolve("v1")
+        store.read(DIGEST, 0, 10)
+    assert ["manifests/v1" in seen.target for seen in own.seen] == [True]
+    assert ["blobs" in seen.target for seen in mirror.seen] == [True]
+    with opened(own.host, certs, create=True) as store:
+        write_blob(store, b"new")
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+    assert len(mirror.seen) == 1
+    mirrored(certs, own, extra="")
+    (certs / own.host / "hosts.toml").write_text(f'[host."{own.url}"]\ncapabilities = ["pull"]')
+    with opened(own.host, certs) as store:
+        store.read(DIGEST, 0, 10)
+        with pytest.raises(UsageError, match="for resolve"):
+            store.tags()
+    with pytest.raises(UsageError, match="for push"), opened(own.host, certs, create=True) as store:
+        write_blob(store, b"new")
+
+
+def test_a_mirror_hears_its_own_password(
+    certs: Path,
+    served: Serve,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    memory: MemoryRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    def script(request: Seen) -> Reply:
+        if "authorization" not in request.headers:
+            return Reply(401, {"WWW-Authenticate": "Basic"})
+        return memory(request)
+
+    own, mirror = served(script), served(script)
+    mirrored(certs, own, mirror)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", own.host)))
+    with opened(own.host, certs) as store:
+        store.read(DIGEST, 0, 10)
+    assert all("authorization" not in seen.headers for seen in mirror.seen)
+    assert "authorization" in own.seen[-1].headers
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", mirror.host)))
+    with opened(own.host, certs) as store:
+        store.read(DIGEST, 0, 10)
+    assert "authorization" in mirror.seen[-1].headers
