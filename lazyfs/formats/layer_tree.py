@@ -26,7 +26,14 @@ from lazyfs.formats.toc import (
     Tree,
     Xattrs,
 )
-from lazyfs.formats.toc_check import MAX_DEPTH, MAX_NAME, MAX_SYMLINK, is_image_xattr, xattr_fault
+from lazyfs.formats.toc_check import (
+    ACL_XATTRS,
+    MAX_DEPTH,
+    MAX_NAME,
+    MAX_SYMLINK,
+    is_image_xattr,
+    xattr_fault,
+)
 
 _WHITEOUT_PREFIX = b".wh."
 _WHITEOUT_META_PREFIX = b".wh..wh."
@@ -268,7 +275,7 @@ class TreeBuilder:
     def _kept_xattrs(self, member: Member) -> Xattrs:
         if not member.xattrs:
             return ()
-        kept = tuple(pair for pair in member.xattrs if is_image_xattr(pair[0]))
+        kept = tuple(pair for pair in member.xattrs if _can_have(member.kind, pair[0]))
         if fault := xattr_fault(kept):
             raise self._error(member, fault)
         return kept
@@ -276,6 +283,15 @@ class TreeBuilder:
 
 def _parts(path: bytes) -> list[bytes]:
     return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def _can_have(kind: Kind, xattr: bytes) -> bool:
+    """Can an inode of this kind have this xattr, on Linux (xattr(7), acl(5))?"""
+    if kind not in (Kind.FILE, Kind.DIRECTORY) and xattr.startswith(b"user."):
+        return False
+    if kind is Kind.SYMLINK and xattr in ACL_XATTRS:
+        return False
+    return is_image_xattr(xattr)
 
 
 def _owner(number: int) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -213,6 +214,41 @@ def test_sparse_files(temp_root: Path) -> None:
         sparse_entry(b"neighbours", 9000, [(512, 512), (1024, 512), (1536, 7464)]),
     ]
     compare(temp_root, [layer, [Entry(b"h", HARDLINK, target=b"page"), Entry(b".wh.hole")]])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--format=gnu",),
+        ("--format=pax", "--sparse-version=0.0"),
+        ("--format=pax", "--sparse-version=0.1"),
+        ("--format=pax", "--sparse-version=1.0"),
+    ],
+)
+def test_sparse_files_as_gnu_tar_writes_them(temp_root: Path, options: tuple[str, ...]) -> None:
+    """More segments than one header holds; an end that is a hole, and one that is not."""
+    rng = Random(9)
+    source = temp_root / "source"
+    source.mkdir()
+    for number, (segments, size) in enumerate([(0, 1 << 20), (1, 5000), (3, 1 << 20), (60, 3_000_001)]):
+        with (source / f"f{number}").open("wb") as file:
+            for _ in range(segments):
+                file.seek(rng.randrange(size // 4096) * 4096)
+                file.write(rng.randbytes(min(rng.choice((1, 4096, 8192)), size - file.tell())))
+            file.truncate(size)
+    stream = subprocess.run(
+        ["tar", "-C", source, "--sparse", *options, "-cf", "-", "."], capture_output=True, check=True
+    ).stdout
+    assert len(stream) < 1 << 20, "tar saw no holes"
+    files = convert_image_files([stream], temp_root)
+    actual, expected = shown(files, temp_root / "mnt"), snapshot(source)
+    assert {path: record.sha256 for path, record in actual.items()} == {
+        path: record.sha256 for path, record in expected.items()
+    }
+    assert {path: record.size for path, record in actual.items()} == {
+        path: record.size for path, record in expected.items()
+    }
 
 
 @pytest.mark.root

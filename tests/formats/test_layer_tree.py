@@ -169,6 +169,25 @@ def test_xattrs_of_an_image() -> None:
     assert tree.xattr_sets == [tuple(sorted((kept | acl).items()))]
 
 
+def test_xattrs_that_an_inode_cannot_have() -> None:
+    xattrs = {b"user.a": b"1", b"system.posix_acl_access": b"\2\0\0\0", b"trusted.t": b"3"}
+    tree = layer_tree([Entry(kind.encode(), kind, target=b"t", xattrs=xattrs) for kind in "fdlcp"])
+    paths = inode_paths(tree)
+    names = {
+        path: [name for name, _ in tree.xattr_sets[int(tree.inodes.xattrs[inode]) - 1]]
+        for path, inode in paths.items()
+        if path
+    }
+    everything = sorted(xattrs)
+    assert names == {
+        b"f": everything,
+        b"d": everything,
+        b"c": everything[:2],
+        b"p": everything[:2],
+        b"l": [b"trusted.t"],
+    }
+
+
 @pytest.mark.parametrize(
     ("xattrs", "what"),
     [
