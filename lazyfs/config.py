@@ -8,10 +8,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazyfs.errors import UsageError
+
 DEFAULT_ROOT = Path("/var/lib/lazyfs")
 ROOT_VARIABLE = "LAZYFS_ROOT"
 
 MIB = 1 << 20
+MAX_ROOT = 1000
+"""Bytes. Options of a mount are one page, and an overlay's name three paths below the root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,16 @@ class NodePaths:
 
     @classmethod
     def choose(cls, root: Path | None) -> "NodePaths":
-        """`root` as given, else $LAZYFS_ROOT, else /var/lib/lazyfs; always absolute."""
+        """`root` as given, else $LAZYFS_ROOT, else /var/lib/lazyfs; always absolute and without symlinks,
+        as the kernel shows it in its table of mounts. UsageError when it is too long for overlayfs."""
         chosen = root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
-        return cls(chosen.absolute())
+        real = Path(os.path.realpath(chosen))
+        if len(os.fsencode(real)) > MAX_ROOT:
+            raise UsageError(
+                f"the root {str(real)[:60]}… has more than {MAX_ROOT} characters",
+                hint="choose a shorter --root",
+            )
+        return cls(real)
 
     @property
     def socket(self) -> Path:
@@ -35,6 +46,16 @@ class NodePaths:
     def lock(self) -> Path:
         """Held by the living daemon; names its process id."""
         return self.root / "daemon.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by who starts a daemon, and by the daemon until it is ready."""
+        return self.root / "start.lock"
+
+    @property
+    def use_lock(self) -> Path:
+        """Shared by commands between opening an image and mounting it; held by a daemon that shuts down."""
+        return self.root / "use.lock"
 
     @property
     def log(self) -> Path:

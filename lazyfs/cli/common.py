@@ -29,12 +29,12 @@ def reference_argument(command: Command) -> Command:
     return click.argument("reference", metavar="REF")(command)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Global:
     """Options given before the command."""
 
-    root: Path | None
-    debug: bool
+    root: Path | None = None
+    debug: bool = False
 
 
 def node_paths(context: click.Context, root: Path | None) -> NodePaths:
@@ -43,10 +43,15 @@ def node_paths(context: click.Context, root: Path | None) -> NodePaths:
 
 def show_error(error: LazyfsError) -> None:
     """One line for what is wrong, one for the remedy."""
-    message = " ".join(error.message.split())
-    print(f"lazyfs: {message}", file=sys.stderr)
+    print(f"lazyfs: {_line(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+        print(f"  hint: {_line(error.hint)}", file=sys.stderr)
+
+
+def _line(text: str) -> str:
+    """One line, in which nothing can move a terminal's cursor."""
+    words = " ".join(text.split())
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in words)
 
 
 def print_json(values: Any) -> None:

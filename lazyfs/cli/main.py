@@ -4,6 +4,7 @@ The commands' modules import what they need when they run, so that `lazyfs --hel
 pay for nothing else.
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 from lazyfs import __version__
 from lazyfs.cli import images, mounts, node, run
 from lazyfs.cli.common import Global, show_error
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, UsageError
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -39,7 +40,8 @@ Three commands do it:
 @click.pass_context
 def app(context: click.Context, root: Path | None, debug: bool) -> None:
     """Containers that start before their image is downloaded."""
-    context.obj = Global(root, debug)
+    given = context.ensure_object(Global)
+    given.root, given.debug = root, debug
 
 
 for _command in (
@@ -64,17 +66,25 @@ def main() -> None:
 
 
 def _run(words: list[str]) -> int:
-    debug = "--debug" in words
+    given = Global()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths leave as they came
     try:
-        code = app.main(words, prog_name="lazyfs", standalone_mode=False)
+        code = app.main(words, prog_name="lazyfs", standalone_mode=False, obj=given)
         sys.stdout.flush()
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        show_error(
+            UsageError(error.format_message(), hint=f"{context.command_path} --help" if context else "")
+        )
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except LazyfsError as error:
-        if debug:
+        if given.debug:
             raise
         show_error(error)
         return error.exit_code
@@ -83,7 +93,7 @@ def _run(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if debug:
+        if given.debug:
             raise
         show_error(LazyfsError(f"internal error: {type(error).__name__}: {error}", hint=DEFECT))
         return INTERNAL_ERROR

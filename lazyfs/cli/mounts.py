@@ -28,17 +28,20 @@ def mount(context: click.Context, reference: str, directory: Path, rw: bool, roo
     """
     import os
 
-    from lazyfs.daemon.client import ensure_daemon
+    from lazyfs.cli.workspace import remove_leftovers
+    from lazyfs.daemon.client import daemon_in_use
     from lazyfs.mount.images import check_target, mount_view, mount_writable
 
     paths = node_paths(context, root)
     target = directory.resolve()
     check_target(target)
-    image = ensure_daemon(paths).open_image(reference)
-    if rw:
-        mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")
-    else:
-        mount_view(paths, image, target)
+    remove_leftovers(paths)
+    with daemon_in_use(paths) as client:
+        image = client.open_image(reference)
+        if rw:
+            mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")
+        else:
+            mount_view(paths, image, target)
 
 
 @click.command(short_help="Undo `lazyfs mount`.")

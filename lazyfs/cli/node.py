@@ -92,9 +92,9 @@ def shutdown(context: click.Context, root: Path | None) -> None:
     Example:
       lazyfs shutdown
     """
-    from lazyfs.cli.run import remove_stale_runs
+    from lazyfs.cli.workspace import remove_leftovers
     from lazyfs.daemon.client import DaemonClient
 
     paths = node_paths(context, root)
-    remove_stale_runs(paths)
+    remove_leftovers(paths)
     DaemonClient(paths).shutdown()

@@ -1,17 +1,15 @@
 """`lazyfs run`: an image, an overlay, a container, and nothing left of it."""
 
-import fcntl
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from lazyfs.cli.common import node_paths, reference_argument, root_option, show_error
+from lazyfs.cli.interrupts import Interrupted, interruptible
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError, NodeError
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 OWN_FAILURE = 125
 """Exit code where lazyfs failed and not the container, as with docker and podman."""
-PREFIX = "run-"
 
 
 @click.command(
@@ -83,6 +80,8 @@ def run(
     from lazyfs.run.command import CommandNotExecutableError, CommandNotFoundError
     from lazyfs.run.options import parse_options
 
+    if timeline is not None and not timeline.absolute().parent.is_dir():
+        raise click.BadParameter(f"{timeline.parent} is not a directory", param_hint="--timeline")
     try:
         options = parse_options(args, env=env, env_files=env_file, volumes=volume, **words)
         code = _run(node_paths(context, root), reference, options, timeline)
@@ -95,6 +94,8 @@ def run(
             if isinstance(error, CommandNotFoundError | CommandNotExecutableError)
             else OWN_FAILURE
         )
+    except Interrupted as interrupted:
+        code = 128 + interrupted.number
     context.exit(code)
 
 
@@ -113,26 +114,37 @@ def _frozen(value: Any) -> Any:
 
 
 def _run(paths: NodePaths, reference: str, options: "RunOptions", timeline: Path | None) -> int:
-    from lazyfs.daemon.client import ensure_daemon
-    from lazyfs.mount.images import mount_writable, unmount_image
-    from lazyfs.run.container import cleanup_stale, run_container
+    from lazyfs.cli.workspace import remove_leftovers
+    from lazyfs.daemon.client import daemon_in_use
+    from lazyfs.run import run_container
 
     began = time.monotonic()
-    client = ensure_daemon(paths)
-    cleanup_stale(paths.containers)
-    remove_stale_runs(paths)
-    image = client.open_image(reference)
-    config = RunConfig(*(_frozen(image["config"][name]) for name in RunConfig._fields))
-    with _directory(paths) as directory:
+    with interruptible() as interrupts, ExitStack() as undo:
+        remove_leftovers(paths)
+        with daemon_in_use(paths) as client:
+            image = client.open_image(reference)
+            interrupts.hold()
+            rootfs = undo.enter_context(_mounted(paths, image))
+        interrupts.release()
+        config = RunConfig(*(_frozen(image["config"][name]) for name in RunConfig._fields))
+        code = run_container(options, config, rootfs, paths.containers)
+        interrupts.hold()
+        if timeline is not None:
+            _draw(client, image, began, timeline)
+    return code
+
+
+@contextmanager
+def _mounted(paths: NodePaths, image: dict[str, Any]) -> Iterator[Path]:
+    """A root file system that can be written; in the end nothing of it is left."""
+    from lazyfs.cli.workspace import run_directory
+    from lazyfs.mount.images import mount_writable
+
+    with run_directory(paths) as directory:
         rootfs = directory / "rootfs"
         rootfs.mkdir()
         mount_writable(paths, image, rootfs, directory / "overlay")
-        try:
-            return run_container(options, config, rootfs, paths.containers)
-        finally:
-            unmount_image(paths, rootfs, detach=True)
-            if timeline is not None:
-                _draw(client, image, began, timeline)
+        yield rootfs
 
 
 def _draw(client: "DaemonClient", image: dict[str, Any], began: float, file: Path) -> None:
@@ -148,38 +160,3 @@ def _draw(client: "DaemonClient", image: dict[str, Any], began: float, file: Pat
         file.write_text(picture)
     except OSError as error:
         raise NodeError(f"cannot write the timeline to {file}: {error.strerror}") from error
-
-
-@contextmanager
-def _directory(paths: NodePaths) -> Iterator[Path]:
-    """The run's own directory, locked as long as its process lives."""
-    token = os.urandom(6).hex()
-    fresh, directory = paths.mounts / f"new-{token}", paths.mounts / f"{PREFIX}{token}"
-    fresh.mkdir(mode=0o700, parents=True)
-    lock = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        fresh.rename(directory)  # it has this name only while it is locked, see remove_stale_runs
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-
-
-def remove_stale_runs(paths: NodePaths) -> None:
-    """Take away what runs left whose process was killed: their overlays and what was written there."""
-    from lazyfs.errors import NotFoundError
-    from lazyfs.mount.images import unmount_image
-
-    for directory in paths.mounts.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError):
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with suppress(NotFoundError):
-                    unmount_image(paths, directory / "rootfs", detach=True)
-                shutil.rmtree(directory, ignore_errors=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(lock)

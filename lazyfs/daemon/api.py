@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 REQUEST_TIMEOUT = 30.0
+_MAX_DIGITS = 10
 
 Call = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -36,8 +39,10 @@ class ControlServer:
         self._thread.start()
 
     def close(self) -> None:
+        """Answer what was asked; a connection that asks nothing is not waited for."""
         self._server.shutdown()
         self._thread.join()
+        self._server.hang_up()
         self._server.server_close()
         self._socket.unlink(missing_ok=True)
 
@@ -49,6 +54,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: str, calls: dict[str, Call]) -> None:
         self.calls = calls
+        self._connections: set[socket.socket] = set()
         super().__init__(path, _Handler, bind_and_activate=False)
         # Nobody else may connect, not even between bind and chmod.
         before = os.umask(0o177)
@@ -57,6 +63,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             os.umask(before)
         self.server_activate()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Nothing more is read from the connections; answers still leave."""
+        for connection in self._connections.copy():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a client of the control API went away")
@@ -84,6 +104,14 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             log.exception("%s %s", self.command, self.path)
             status, values = 500, NodeError(f"the daemon failed: {type(error).__name__}: {error}").as_dict()
+        self._send(status, values)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What `BaseHTTPRequestHandler` says of a request that it cannot parse."""
+        self.request_version = self.protocol_version  # to HTTP/0.9, its guess, it would answer without a head
+        self._send(400, UsageError(f"not a request of the control API: {message or explain}").as_dict())
+
+    def _send(self, status: int, values: dict[str, Any]) -> None:
         content = json.dumps(values).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -95,11 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY:
+        if not length.isdecimal() or len(length) > _MAX_DIGITS or int(length) > MAX_BODY:
             raise UsageError("a request body that is too large, or of unknown length")
         try:
             values = json.loads(self.rfile.read(int(length)) or b"{}")
-        except ValueError as error:
+        except TimeoutError as error:
+            raise UsageError("a request body that ends too soon") from error
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"a request body that is not JSON ({error})") from error
         if not isinstance(values, dict):
             raise UsageError("a request body that is not a JSON object")

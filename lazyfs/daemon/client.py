@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,19 @@ from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, from_dict
 
 START_TIMEOUT = 30.0
+STOP_TIMEOUT = 60.0
 REQUEST_TIMEOUT = 120.0
 _MAX_RESPONSE = 64 << 20
 _SOCKET_PATH_LIMIT = 107
+_PAUSE = 0.01
+
+
+class NoDaemonError(NotFoundError):
+    """No daemon runs."""
+
+
+class DaemonGoneError(NodeError):
+    """The daemon ended before it answered."""
 
 
 class DaemonClient:
@@ -33,7 +44,13 @@ class DaemonClient:
 
     def open_image(self, reference: str) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
-        return self._call("POST", "/v1/images", {"reference": reference, "directory": str(Path.cwd())})
+        body = {"reference": reference, "directory": str(Path.cwd())}
+        try:
+            return self._call("POST", "/v1/images", body)
+        except (NoDaemonError, DaemonGoneError):
+            # It ended just now, or was about to when it was asked.
+            ensure_daemon(self._paths)
+            return self._call("POST", "/v1/images", body)
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")
@@ -42,16 +59,23 @@ class DaemonClient:
         """What was fetched and read since `time.monotonic` was `since`."""
         return self._call("POST", "/v1/timeline", {"since": since})
 
-    def shutdown(self) -> dict[str, Any]:
+    def shutdown(self) -> None:
         """End the daemon; BusyError while an image is mounted. Returns when it has ended."""
-        answer = self._call("POST", "/v1/shutdown")
-        with _lock_file(self._paths, "daemon.lock", fcntl.LOCK_EX):
-            return answer
+        pid = self._call("POST", "/v1/shutdown")["pid"]
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not select.select([process], [], [], STOP_TIMEOUT)[0]:
+                raise NodeError(f"the daemon {pid} does not end", hint=f"see {self._paths.log}")
+        finally:
+            os.close(process)
 
     def is_running(self) -> bool:
         try:
             self._connect().close()
-        except NotFoundError:
+        except NoDaemonError:
             return False
         return True
 
@@ -61,9 +85,14 @@ class DaemonClient:
         try:
             with short_socket_path(self._paths) as path:
                 connection.connect(path)
+        except PermissionError as error:
+            connection.close()
+            raise NodeError(
+                f"{self._paths.socket}: {error.strerror}", hint="only root may talk to the daemon"
+            ) from error
         except OSError as error:
             connection.close()
-            raise NotFoundError(
+            raise NoDaemonError(
                 f"no daemon runs for {self._paths.root}", hint="`lazyfs run` and `lazyfs mount` start one"
             ) from error
         return connection
@@ -76,21 +105,35 @@ class DaemonClient:
             try:
                 connection.sendall(head.encode() + payload)
                 answer = _read_all(connection)
+            except (BrokenPipeError, ConnectionResetError):
+                answer = b""
             except OSError as error:
                 raise NodeError(
                     f"the daemon of {self._paths.root} did not answer: {error}", hint=f"see {self._paths.log}"
                 ) from error
+        if not answer:
+            raise DaemonGoneError(
+                f"the daemon of {self._paths.root} ended before it answered", hint=f"see {self._paths.log}"
+            )
         head_bytes, _, content = answer.partition(b"\r\n\r\n")
         try:
             status = int(head_bytes.split(b" ", 2)[1])
             values: dict[str, Any] = json.loads(content)
+            if status != 200:
+                raise from_dict(values)
         except (ValueError, IndexError) as error:
             raise NodeError(
                 f"the daemon of {self._paths.root} broke off its answer", hint=f"see {self._paths.log}"
             ) from error
-        if status != 200:
-            raise from_dict(values)
         return values
+
+
+@contextmanager
+def daemon_in_use(paths: NodePaths) -> Iterator[DaemonClient]:
+    """`ensure_daemon`, and the daemon is not shut down meanwhile: until what it opened is mounted."""
+    _make_root(paths)
+    with locked(paths.use_lock, fcntl.LOCK_SH, STOP_TIMEOUT):
+        yield ensure_daemon(paths)
 
 
 def ensure_daemon(paths: NodePaths) -> DaemonClient:
@@ -98,54 +141,56 @@ def ensure_daemon(paths: NodePaths) -> DaemonClient:
     client = DaemonClient(paths)
     if client.is_running():
         return client
+    _make_root(paths)
+    # A daemon holds this lock while it starts, even when the command that started it was killed.
+    with locked(paths.start_lock, fcntl.LOCK_EX, START_TIMEOUT) as lock:
+        if not client.is_running():
+            _start(paths, lock)
+    return client
+
+
+def _make_root(paths: NodePaths) -> None:
     try:
         paths.root.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         raise NodeError(
             f"{paths.root}: {error.strerror}", hint="choose another directory with --root, or run as root"
         ) from error
-    with _lock_file(paths, "start.lock", fcntl.LOCK_EX):
-        if not client.is_running():
-            _start(paths)
-    return client
 
 
-def _start(paths: NodePaths) -> None:
+def _start(paths: NodePaths, lock: int) -> None:
+    command = [sys.executable, "-m", "lazyfs.daemon", "--root", str(paths.root)]
     ready, ready_child = os.pipe()
     try:
         with paths.log.open("ab") as log:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "lazyfs.daemon",
-                    "--root",
-                    str(paths.root),
-                    "--ready-fd",
-                    str(ready_child),
-                ],
+                [*command, "--ready-fd", str(ready_child), "--start-lock-fd", str(lock)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[ready_child],
+                pass_fds=[ready_child, lock],
                 start_new_session=True,
                 cwd="/",
             )
+    except OSError as error:
+        os.close(ready)
+        raise NodeError(f"cannot start the daemon: {error}", hint="it needs root") from error
     finally:
         os.close(ready_child)
     try:
         if not select.select([ready], [], [], START_TIMEOUT)[0]:
             process.kill()
+            process.wait()
             raise NodeError(f"the daemon was not ready within {START_TIMEOUT:.0f} s", hint=f"see {paths.log}")
         said = os.read(ready, 65536)
     finally:
         os.close(ready)
-    if not said:
-        raise NodeError("the daemon ended while it started", hint=f"see {paths.log}")
-    values = json.loads(said)
-    if "error" in values:
+    values = json.loads(said or b"{}")
+    if "pid" not in values:
         process.wait()
-        raise from_dict(values)
+        if "error" in values:
+            raise from_dict(values)
+        raise NodeError("the daemon ended while it started", hint=f"see {paths.log}")
     # The daemon outlives this process and is not waited for.
     process.returncode = 0
 
@@ -162,29 +207,44 @@ def _read_all(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def _lock_file(paths: NodePaths, name: str, kind: int) -> Iterator[None]:
+def locked(path: Path, kind: int, timeout: float) -> Iterator[int]:
+    """Hold a lock file, LOCK_SH or LOCK_EX; BusyError when it cannot be had in `timeout` seconds."""
     try:
-        descriptor = os.open(paths.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise NodeError(f"{paths.root / name}: {error.strerror}") from error
+        raise NodeError(f"{path}: {error.strerror}", hint="only root may use this node") from error
     try:
-        fcntl.flock(descriptor, kind)
-        yield
+        deadline = time.monotonic() + timeout
+        while not _try_lock(descriptor, kind):
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"{path} is locked by another command", hint=f"`fuser -v {path}` shows which; try again"
+                )
+            time.sleep(_PAUSE)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def short_socket_path(paths: NodePaths) -> Iterator[str]:
-    """The control socket by a path that fits a socket address (107 bytes), however long the root's is."""
+    """The control socket by a path that fits a socket address (107 bytes), however long the root's is.
+
+    Raises OSError when there is no such root.
+    """
     path = str(paths.socket)
     if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
         yield path
         return
-    try:
-        directory = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BusyError(f"{paths.root}: {error.strerror}") from error
+    directory = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{paths.socket.name}"
     finally:

@@ -20,7 +20,7 @@ from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
 from lazyfs.node.cache import LayerCache, boot_id
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.fetch import BlobSource, Fetcher
-from lazyfs.node.layers import decode_toc, fetch_toc
+from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse_reference
 
@@ -37,6 +37,7 @@ class Layer:
     inode: int
     toc: toc.Toc
     cache: LayerCache
+    fetcher: Fetcher
     device: LayerDevice
     blob: str
     toc_digest: str
@@ -155,6 +156,8 @@ class Node:
         with self._opening_lock(location.sha256):
             known = self._layers.get(location.sha256)
             if known is not None:
+                check_toc(known.toc, layer, diff_id)
+                known.fetcher.prefer(BlobSource(store, layer.digest, known.toc.codec))
                 return known
             opened = self._new_layer(store, layer, diff_id, location)
             with self._lock:
@@ -164,14 +167,16 @@ class Node:
     def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
         decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
         cache = LayerCache(self._paths.cache / location.sha256, decoded.chunks, self._boot)
-        fetcher = Fetcher(layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline)
+        fetcher = Fetcher(
+            layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline
+        )
         device = LayerDevice(cache, fetcher)
         with self._lock:
             inode = self._next_inode
             self._next_inode += 1
             self._blobs[inode] = layer.digest
         self._table.add(inode, str(inode), device)
-        return Layer(inode, decoded, cache, device, layer.digest, location.sha256)
+        return Layer(inode, decoded, cache, fetcher, device, layer.digest, location.sha256)
 
     def _toc_bytes(self, store: Store, layer: Descriptor, location: TocLocation) -> bytes:
         """The TOC from this machine if it is here and undamaged, else from the store."""

@@ -1,7 +1,10 @@
 """Mounting images where people and containers want them, and unmounting what nobody uses any more.
 
-    <root>/m/<key>   the image's EROFS mount, one however many use it
-    target           that tree again (a bind mount), or an overlay with the tree as its only lower directory
+    <root>/m/<key>-<n>   the image's EROFS mount, one however many use it
+    target               that tree again (a bind mount), or an overlay with the tree as its only lower directory
+
+`n` is the minor device number of the devices' FUSE mount: an image mount whose daemon was killed is dead for ever,
+and is not found by who mounts the image through the next daemon. The number is not used again while it lives.
 
 Who uses an image is read from the kernel's own table of mounts, so there is no record that a killed
 process could leave wrong. One lock makes "look, then mount or unmount" one step.
@@ -9,59 +12,76 @@ process could leave wrong. One lock makes "look, then mount or unmount" one step
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
-from lazyfs.mount.mountinfo import MountEntry, all_mounts, mount_at
+from lazyfs.mount.mountinfo import MountEntry, all_mounts, list_mounts, mount_at
 from lazyfs.mount.syscalls import bind, mount_erofs, mount_overlay, unmount
 
 
 def mount_view(paths: NodePaths, image: Mapping[str, Any], target: Path) -> None:
     """Show the image read-only at `target`. `image` is the daemon's answer to `open_image`."""
     with _locked(paths), _released_on_failure(paths):
+        check_target(target)
         bind(_attach(paths, image), target)
 
 
 def mount_writable(paths: NodePaths, image: Mapping[str, Any], target: Path, directory: Path) -> None:
     """Mount an overlay on the image at `target`; what is written goes to `directory`/upper."""
-    upper, work = directory / "upper", directory / "work"
     with _locked(paths), _released_on_failure(paths):
+        check_target(target)
         lower = _attach(paths, image)
         try:
-            upper.mkdir(parents=True)
-            work.mkdir(mode=0o700)
-            # An overlay's root is its upper directory's: it must look as the image's does.
-            of = lower.stat()
-            os.chown(upper, of.st_uid, of.st_gid)
-            upper.chmod(of.st_mode & 0o7777)
-        except OSError as error:
-            raise NodeError(
-                f"{error.filename}: {error.strerror}", hint="free some space below --root"
-            ) from error
-        mount_overlay(target, [lower], upper, work)
+            _mount_overlay(lower, target, directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
 
-def unmount_image(paths: NodePaths, target: Path, *, detach: bool = False) -> None:
+def _mount_overlay(lower: Path, target: Path, directory: Path) -> None:
+    upper, work = directory / "upper", directory / "work"
+    try:
+        upper.mkdir(parents=True)
+        work.mkdir(mode=0o700)
+        # An overlay's root is its upper directory's: it must look as the image's does.
+        of = lower.stat()
+        os.chown(upper, of.st_uid, of.st_gid)
+        shutil.copystat(lower, upper)
+    except OSError as error:
+        raise NodeError(f"{error.filename}: {error.strerror}", hint="free some space below --root") from error
+    mount_overlay(target, [lower], upper, work)
+
+
+def unmount_image(paths: NodePaths, target: Path) -> None:
     """Undo `mount_view` or `mount_writable` at `target`, with what was written there.
 
     Raises NotFoundError if nothing of this node is mounted there, BusyError while it is in use.
     """
     with _locked(paths):
         entry = mount_at(target)
-        if entry is None or not _is_ours(paths, entry):
+        if entry is None or _image_of(paths, entry, all_mounts()) is None:
             raise NotFoundError(
                 f"{target} is not an image mounted by this node ({paths.root})",
                 hint="`lazyfs status` lists them",
             )
-        unmount(target, detach=detach)
+        unmount(target)
         upper = _option(entry, "upperdir")
         if upper is not None and Path(upper).is_relative_to(paths.mounts):
             shutil.rmtree(Path(upper).parent, ignore_errors=True)
+        _release_unused(paths)
+
+
+def unmount_below(paths: NodePaths, directory: Path) -> None:
+    """Take away whatever is mounted below `directory`, whoever uses it."""
+    with _locked(paths):
+        for entry in list_mounts(directory):
+            unmount(entry.target, detach=True)
         _release_unused(paths)
 
 
@@ -73,16 +93,21 @@ def release_unused(paths: NodePaths) -> None:
 
 def targets(paths: NodePaths) -> list[MountEntry]:
     """Where images of this node are mounted for somebody."""
-    return [entry for entry in all_mounts() if _is_ours(paths, entry)]
+    entries = all_mounts()
+    return [entry for entry in entries if _image_of(paths, entry, entries) is not None]
 
 
 def check_target(target: Path) -> None:
     """Raise unless `target` can be mounted on: an empty directory that nothing is mounted on."""
-    if not target.is_dir():
-        raise NotFoundError(f"{target} is not a directory", hint=f"mkdir {target}")
     if mount_at(target) is not None:
         raise BusyError(f"something is mounted on {target} already", hint=f"lazyfs umount {target}")
-    if any(target.iterdir()):
+    try:
+        if not target.is_dir():
+            raise NotFoundError(f"{target} is not a directory", hint=f"mkdir {target}")
+        empty = not any(target.iterdir())
+    except OSError as error:
+        raise NodeError(f"{target}: {error.strerror}") from error
+    if not empty:
         raise UsageError(
             f"{target} is not empty", hint="choose an empty directory, so that nothing is hidden"
         )
@@ -90,13 +115,20 @@ def check_target(target: Path) -> None:
 
 def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
     """The image's own EROFS mount, made if it is not there."""
-    directory = paths.images / str(image["key"])
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NodeError(f"{directory}: {error.strerror}") from error
+    devices = mount_at(paths.fuse)
+    if devices is None:
+        raise NodeError(f"the daemon of {paths.root} has ended", hint="try again: that starts a new one")
+    directory = paths.images / f"{image['key']}-{devices.device.partition(':')[2]}"
     if mount_at(directory) is None:
-        mount_erofs(Path(image["bootstrap"]), [Path(device) for device in image["devices"]], directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            mount_erofs(Path(image["bootstrap"]), [Path(device) for device in image["devices"]], directory)
+        except OSError as error:
+            raise NodeError(f"{directory}: {error.strerror}") from error
+        except BaseException:
+            with suppress(OSError):
+                directory.rmdir()
+            raise
     return directory
 
 
@@ -107,10 +139,6 @@ def _release_unused(paths: NodePaths) -> None:
         if entry.target.parent == paths.images and entry.target not in used:
             unmount(entry.target, detach=True)
             entry.target.rmdir()
-
-
-def _is_ours(paths: NodePaths, entry: MountEntry) -> bool:
-    return _image_of(paths, entry, all_mounts()) is not None
 
 
 def _image_of(paths: NodePaths, entry: MountEntry, entries: list[MountEntry]) -> Path | None:
@@ -128,10 +156,11 @@ def _image_of(paths: NodePaths, entry: MountEntry, entries: list[MountEntry]) ->
 
 
 def _option(entry: MountEntry, name: str) -> str | None:
-    for option in entry.super_options.split(","):
+    """An option of an overlay. In a path backslashes stand before commas, colons and backslashes."""
+    for option in re.findall(r"(?:\\.|[^,])+", entry.super_options):
         key, equals, value = option.partition("=")
         if key == name and equals:
-            return value
+            return re.sub(r"\\(.)", r"\1", value)
     return None
 
 

@@ -36,11 +36,17 @@ def fetch_toc(store: Store, layer: Descriptor) -> bytes:
 
 
 def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
-    """Decode a proved TOC and hold it against what manifest and config say of the layer."""
+    """Decode a proved TOC; see `check_toc`."""
     try:
         decoded = toc.decode(open_side_data(data))
     except (BadInputError, LimitError) as error:
         raise type(error)(f"layer {layer.digest}: {error.message}", hint="convert the image again") from error
+    check_toc(decoded, layer, diff_id)
+    return decoded
+
+
+def check_toc(decoded: toc.Toc, layer: Descriptor, diff_id: str) -> None:
+    """BadInputError unless the TOC fits what manifest and config say of the layer."""
     if f"sha256:{decoded.diff_id.hex()}" != diff_id:
         raise BadInputError(
             f"layer {layer.digest}: its TOC is of sha256:{decoded.diff_id.hex()}, the config says {diff_id}",
@@ -52,4 +58,3 @@ def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
             f"layer {layer.digest}: its TOC names frames behind the end of the blob",
             hint="convert the image again",
         )
-    return decoded

@@ -1,0 +1,287 @@
+"""The control API: what it answers to what is no request, and that nothing a client does stops it."""
+
+import json
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon import api
+from lazyfs.daemon.api import Call, ControlServer
+from lazyfs.daemon.client import DaemonClient, DaemonGoneError, short_socket_path
+from lazyfs.errors import BusyError, IntegrityError, LazyfsError, NodeError, NotFoundError
+
+PATIENCE = 20.0
+
+
+def echo(body: dict[str, Any]) -> dict[str, Any]:
+    return {"pid": 1, "said": body}
+
+
+def refuse(body: dict[str, Any]) -> dict[str, Any]:
+    raise BusyError("it is in use", hint="wait")
+
+
+def break_down(body: dict[str, Any]) -> dict[str, Any]:
+    raise ZeroDivisionError("secret words")
+
+
+CALLS: dict[str, Call] = {
+    "GET /v1/status": echo,
+    "POST /v1/images": echo,
+    "POST /v1/shutdown": refuse,
+    "POST /v1/timeline": break_down,
+}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> NodePaths:
+    return NodePaths(tmp_path)
+
+
+@pytest.fixture
+def server(paths: NodePaths) -> Iterator[ControlServer]:
+    server = ControlServer(paths, CALLS)
+    yield server
+    server.close()
+
+
+def connect(paths: NodePaths) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(PATIENCE)
+    with short_socket_path(paths) as path:
+        connection.connect(path)
+    return connection
+
+
+def exchange(paths: NodePaths, raw: bytes, *, end: bool = True) -> bytes:
+    """Everything that is answered to these bytes."""
+    with connect(paths) as connection:
+        answer = b""
+        try:
+            connection.sendall(raw)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(65536):
+                answer += piece
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return answer
+
+
+def parse(answer: bytes) -> tuple[int, dict[str, Any]]:
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    values: dict[str, Any] = json.loads(content)
+    return int(head.split()[1]), values
+
+
+def post(path: str, body: bytes, length: str | None = None) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n".encode()
+        + body
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"GET /v1/nothing HTTP/1.1\r\n\r\n", "no GET /v1/nothing"),
+        (b"GET /v1/images HTTP/1.1\r\n\r\n", "no GET /v1/images"),
+        (b"DELETE /v1/images HTTP/1.1\r\n\r\n", "not a request"),
+        (b"nonsense\r\n\r\n", "not a request"),
+        (b"GET /v1/status HTTP/9.9\r\n\r\n", "not a request"),
+        (b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", "not a request"),
+        (b"GET /v1/status HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", "not a request"),
+        (b"GET /v1/status HTTP/1.1\r\na: " + b"b" * 70_000 + b"\r\n\r\n", "not a request"),
+        (post("/v1/images", b"{"), "not JSON"),
+        (post("/v1/images", b"\xff\xfe{}"), "not JSON"),
+        (post("/v1/images", b"[" * 100_000), "not JSON"),
+        (post("/v1/images", b"[]"), "not a JSON object"),
+        (post("/v1/images", b"3"), "not a JSON object"),
+        (post("/v1/images", b'{"a"', "12"), "not JSON"),
+        (post("/v1/images", b"", "-1"), "too large, or of unknown length"),
+        (post("/v1/images", b"", "x"), "too large, or of unknown length"),
+        (post("/v1/images", b"", "9" * 5000), "too large, or of unknown length"),
+        (post("/v1/images", b"", str(api.MAX_BODY + 1)), "too large, or of unknown length"),
+    ],
+)
+def test_malformed_requests(paths: NodePaths, server: ControlServer, raw: bytes, words: str) -> None:
+    status, values = parse(exchange(paths, raw))
+    assert status == 400
+    assert values["error"] in ("UsageError", "NotFoundError")
+    assert words in values["message"]
+    assert DaemonClient(paths).status()["pid"] == 1
+
+
+@given(raw=st.binary(max_size=300) | st.binary(max_size=100).map(lambda body: post("/v1/images", body)))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes(paths: NodePaths, server: ControlServer, raw: bytes) -> None:
+    answer = exchange(paths, raw)
+    if answer:
+        assert parse(answer)[0] in (200, 400)
+
+
+def test_a_body_that_never_comes(
+    paths: NodePaths, server: ControlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api._Handler, "timeout", 0.05)
+    status, values = parse(exchange(paths, post("/v1/images", b"{", "100"), end=False))
+    assert status == 400
+    assert "ends too soon" in values["message"]
+    assert exchange(paths, b"GET /v1/sta", end=False) == b""
+
+
+def test_answers(paths: NodePaths, server: ControlServer) -> None:
+    status, values = parse(exchange(paths, post("/v1/images", b'{"reference": "\xc3\xa9"}')))
+    assert (status, values["said"]) == (200, {"reference": "é"})
+    status, values = parse(exchange(paths, b"GET /v1/status HTTP/1.1\r\n\r\n"))
+    assert (status, values["said"]) == (200, {})
+
+
+def test_errors_keep_their_class(paths: NodePaths, server: ControlServer) -> None:
+    with pytest.raises(BusyError, match="it is in use") as caught:
+        DaemonClient(paths).shutdown()
+    assert caught.value.hint == "wait"
+
+
+def test_a_defect_is_an_error_of_the_daemon(paths: NodePaths, server: ControlServer) -> None:
+    status, values = parse(exchange(paths, post("/v1/timeline", b"{}")))
+    assert status == 500
+    with pytest.raises(NodeError, match="ZeroDivisionError"):
+        DaemonClient(paths).timeline(0)
+    assert "Traceback" not in json.dumps(values)
+
+
+def test_only_root_may_connect(paths: NodePaths, server: ControlServer) -> None:
+    assert stat.S_IMODE(paths.socket.stat().st_mode) == 0o600
+
+
+def test_many_at_once(paths: NodePaths, server: ControlServer) -> None:
+    idle = [connect(paths) for _ in range(20)]
+    with ThreadPoolExecutor(30) as pool:
+        answers = pool.map(lambda _: DaemonClient(paths).status()["pid"], range(200))
+        assert list(answers) == [1] * 200
+    for connection in idle:
+        connection.close()
+
+
+def test_a_socket_that_was_left_is_replaced(paths: NodePaths) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(paths.socket))
+    left.close()
+    with pytest.raises(NotFoundError):
+        DaemonClient(paths).status()
+    server = ControlServer(paths, CALLS)
+    assert DaemonClient(paths).is_running()
+    server.close()
+    assert not paths.socket.exists()
+    assert not DaemonClient(paths).is_running()
+
+
+def test_end_does_not_wait_for_who_asks_nothing(paths: NodePaths) -> None:
+    """Half a request has 30 seconds to become a whole one; the end of the daemon does not wait for it."""
+    server = ControlServer(paths, CALLS)
+    connections = [connect(paths) for _ in range(3)]
+    connections[1].sendall(b"GET /v1/st")
+    connections[2].sendall(post("/v1/images", b"{", "100"))
+    assert DaemonClient(paths).status()["pid"] == 1
+    closing = threading.Thread(target=server.close)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+    for connection in connections:
+        connection.close()
+
+
+def test_end_waits_for_answers(paths: NodePaths) -> None:
+    entered, proceed = threading.Event(), threading.Event()
+
+    def slow(body: dict[str, Any]) -> dict[str, Any]:
+        entered.set()
+        proceed.wait(PATIENCE)
+        return {"pid": 7}
+
+    server = ControlServer(paths, {"GET /v1/status": slow})
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(DaemonClient(paths).status)
+        assert entered.wait(PATIENCE)
+        closing = pool.submit(server.close)
+        proceed.set()
+        assert answer.result(PATIENCE) == {"pid": 7}
+        closing.result(PATIENCE)
+
+
+@pytest.mark.parametrize("length", [50, 107, 108, 300, 1000])
+def test_roots_of_any_length(tmp_path: Path, length: int) -> None:
+    """The address of a socket has room for 107 bytes; the node's directory may be longer."""
+    root = tmp_path
+    while (missing := length - len(str(root / "daemon.sock"))) > 1:
+        root /= "r" * min(missing - 1, 200)
+    paths = NodePaths(root)
+    assert not DaemonClient(paths).is_running()
+    root.mkdir(parents=True, exist_ok=True)
+    assert not DaemonClient(paths).is_running()
+    server = ControlServer(paths, CALLS)
+    assert DaemonClient(paths).status()["pid"] == 1
+    server.close()
+
+
+def answering(paths: NodePaths, answer: bytes) -> threading.Thread:
+    """A daemon that gives this answer to whatever is asked, once."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(paths.socket))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        connection.sendall(answer)
+        connection.close()
+        listener.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "words"),
+    [
+        (b"", DaemonGoneError, "ended before it answered"),
+        (b"garbage", NodeError, "broke off its answer"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", NodeError, "broke off its answer"),
+        (b'HTTP/1.1 200 OK\r\n\r\n{"pid": ', NodeError, "broke off its answer"),
+        (b"HTTP/1.1 nothing OK\r\n\r\n{}", NodeError, "broke off its answer"),
+        (b"HTTP/1.1 400 Bad\r\n\r\n{}", LazyfsError, "unknown error"),
+        (
+            b'HTTP/1.1 400 Bad\r\n\r\n{"error": "IntegrityError", "message": "torn"}',
+            IntegrityError,
+            "torn",
+        ),
+    ],
+)
+def test_answers_that_are_none(
+    paths: NodePaths, answer: bytes, expected: type[LazyfsError], words: str
+) -> None:
+    thread = answering(paths, answer)
+    with pytest.raises(expected, match=words):
+        DaemonClient(paths).status()
+    thread.join()
+
+
+def test_a_daemon_that_does_not_answer(paths: NodePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyfs.daemon.client.REQUEST_TIMEOUT", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(paths.socket))
+        listener.listen()
+        with pytest.raises(NodeError, match="did not answer: timed out"):
+            DaemonClient(paths).status()

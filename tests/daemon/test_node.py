@@ -1,0 +1,286 @@
+"""Images as the daemon opens them: without FUSE, in this process."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon import node as node_module
+from lazyfs.daemon.node import Node
+from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError, NotFoundError, UsageError
+from lazyfs.formats.oci import OCI_MANIFEST
+from lazyfs.mount.device_table import DeviceTable
+from lazyfs.stores import Image, LayoutStore, load_image, parse_reference
+
+PATIENCE = 20.0
+
+
+class OpenNode:
+    """A node whose devices are read here and not by FUSE."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = NodePaths(root)
+        self.table = DeviceTable()
+        self.node = Node(self.paths, self.table)
+        self._closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self.node.close()
+        self._closed = True
+
+    def open(self, layout: Path, tag: str = "lazy") -> dict[str, Any]:
+        return self.node.open_image(f"oci:{layout}:{tag}", Path("/"))
+
+    def devices(self, image: dict[str, Any]) -> list[bytes]:
+        return [self._read(inode) for inode in image["layers"]]
+
+    def _read(self, inode: int) -> bytes:
+        device = self.table.numbered(inode)
+        assert device is not None
+        return device.content.request(0, device.content.size).result(PATIENCE)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[], OpenNode]]:
+    opened: list[OpenNode] = []
+
+    def make() -> OpenNode:
+        opened.append(OpenNode(tmp_path / "node"))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def layout(made: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "layout"))
+
+
+def blobs(layout: Path) -> list[Path]:
+    """The blobs of the converted layers, lowest first."""
+    with LayoutStore(layout) as store:
+        image = load_image(store, parse_reference(f"oci:{layout}:lazy"))
+    return [layout / "blobs" / layer.digest.replace(":", "/") for layer, _ in image.layers]
+
+
+def damage(blob: Path) -> bytes:
+    """Overwrite the whole blob; its bytes as they were."""
+    right = blob.read_bytes()
+    blob.write_bytes(bytes(byte ^ 0xFF for byte in right))
+    return right
+
+
+def retag(layout: Path, tag: str, change: Callable[[Image], Image]) -> None:
+    """Another image in the layout, made from the lazy one."""
+    with LayoutStore(layout) as store:
+        image = change(load_image(store, parse_reference(f"oci:{layout}:lazy")))
+        config = store.put_document(image.config.to_bytes(), image.manifest.config.media_type)
+        manifest = replace(image.manifest, config=config)
+        store.put_tag(tag, store.put_document(manifest.to_bytes(), OCI_MANIFEST))
+
+
+def test_answer(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    image = each.open(made)
+    assert json.loads(json.dumps(image)) == json.loads(json.dumps(each.open(made)))
+    assert Path(image["bootstrap"]).is_file()
+    assert image["devices"] == [str(each.paths.fuse / str(inode)) for inode in image["layers"]]
+    assert image["config"]["cmd"] == ("sh",)
+    status = json.loads(json.dumps(each.node.status()))
+    assert [layer["device"] for layer in status["layers"]] == image["layers"]
+    assert [known["reference"] for known in status["images"]] == [f"oci:{made}:lazy"]
+
+
+def test_relative_references_count_from_the_callers_directory(
+    make: Callable[[], OpenNode], made: Path
+) -> None:
+    each = make()
+    answer = each.node.open_image(f"oci:{made.name}:lazy", made.parent)
+    assert answer == each.open(made)
+
+
+def test_one_image_opened_by_many_at_once(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: each.open(made), range(48)))
+    assert all(answer == answers[0] for answer in answers)
+    assert len(each.table.listing()) == 2
+    assert [path.name for path in each.paths.tocs.iterdir() if path.name.startswith(".")] == []
+    assert len(list(Path(answers[0]["bootstrap"]).parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected", "words"),
+    [
+        ("oci:/nowhere:lazy", NotFoundError, "/nowhere"),
+        ("oci:{made}:nothing", NotFoundError, "nothing"),
+        ("oci:{made}:app", UsageError, "is not a lazyfs layer"),
+        ("nonsense", UsageError, "nonsense"),
+        ("oci:{made}\0:lazy", UsageError, "NUL"),
+        ("oci:", UsageError, "names no directory"),
+    ],
+)
+def test_images_that_cannot_be_opened(
+    make: Callable[[], OpenNode], made: Path, reference: str, expected: type[LazyfsError], words: str
+) -> None:
+    each = make()
+    with pytest.raises(expected, match=words):
+        each.node.open_image(reference.format(made=made), Path("/"))
+    assert each.node.status()["images"] == []
+
+
+def test_damage_is_named_and_mended_without_a_restart(make: Callable[[], OpenNode], layout: Path) -> None:
+    each, blob = make(), blobs(layout)[0]
+    image = each.open(layout)
+    right = damage(blob)
+    with pytest.raises(IntegrityError):
+        each.devices(image)
+    assert blob.name in each.node.status()["recent_failures"][-1]
+    blob.write_bytes(right)
+    assert each.devices(image)[0]
+
+
+def test_damaged_toc(make: Callable[[], OpenNode], layout: Path) -> None:
+    each, blob = make(), blobs(layout)[0]
+    right = damage(blob)
+    with pytest.raises(IntegrityError, match="TOC does not match"):
+        each.open(layout)
+    blob.write_bytes(right)
+    image = each.open(layout)
+    # A node that knows the TOC does not ask for it again; one that is damaged on the node's own disk is.
+    each.close()
+    damage(blob)
+    assert make().open(layout)["key"] == image["key"]
+    for toc in each.paths.tocs.iterdir():
+        toc.write_bytes(b"damaged")
+    blob.write_bytes(right)
+    assert make().open(layout)["key"] == image["key"]
+    assert all(toc.read_bytes() != b"damaged" for toc in each.paths.tocs.iterdir())
+
+
+def test_a_layer_is_read_from_whichever_store_has_it(
+    make: Callable[[], OpenNode], made: Path, layout: Path, tmp_path: Path
+) -> None:
+    each = make()
+    image = each.open(layout)
+    shutil.copytree(layout, tmp_path / "moved")
+    shutil.rmtree(layout)
+    with pytest.raises(NotFoundError):
+        each.devices(image)
+    assert each.open(tmp_path / "moved")["layers"] == image["layers"]
+    right = make_right(make, made, tmp_path)
+    assert each.devices(image) == right
+
+
+def make_right(make: Callable[[], OpenNode], made: Path, tmp_path: Path) -> list[bytes]:
+    """The devices of the image, by a node of their own."""
+    other = OpenNode(tmp_path / "other")
+    try:
+        return other.devices(other.open(made))
+    finally:
+        other.close()
+
+
+def test_a_config_that_claims_another_layer(make: Callable[[], OpenNode], layout: Path) -> None:
+    """Whether or not the node has the layer's TOC already."""
+
+    def swap(image: Image) -> Image:
+        return replace(image, config=replace(image.config, diff_ids=image.config.diff_ids[::-1]))
+
+    retag(layout, "swapped", swap)
+    each = make()
+    for _ in range(2):
+        with pytest.raises(BadInputError, match="its TOC is of sha256:"):
+            each.open(layout, "swapped")
+        each.open(layout)
+
+
+def test_a_manifest_that_says_its_blob_is_shorter(make: Callable[[], OpenNode], layout: Path) -> None:
+    blob = blobs(layout)[0]
+
+    def shorten(image: Image) -> Image:
+        first, *rest = image.manifest.layers
+        return replace(image, manifest=replace(image.manifest, layers=(replace(first, size=1000), *rest)))
+
+    short = layout.parent / "short"
+    shutil.copytree(layout, short)
+    os.truncate(short / "blobs" / "sha256" / blob.name, 1000)
+    retag(short, "short", shorten)
+    each = make()
+    each.open(layout)
+    with pytest.raises(BadInputError, match="behind the end of"):
+        each.open(short, "short")
+
+
+def test_no_room_for_the_toc_costs_nothing(
+    make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_new = node_module._write_new
+
+    def full(path: Path, data: bytes) -> None:
+        if path.parent.name == "toc":
+            raise NodeError("No space left on device")
+        write_new(path, data)
+
+    monkeypatch.setattr(node_module, "_write_new", full)
+    each = make()
+    assert each.devices(each.open(made))
+    assert list(each.paths.tocs.iterdir()) == []
+
+
+def test_no_room_for_the_bootstrap(
+    make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    each = make()
+    with monkeypatch.context() as patched, pytest.raises(NodeError, match="No space left") as caught:
+        patched.setattr(Path, "write_bytes", full)
+        each.open(made)
+    assert "free some space" in caught.value.hint
+    assert list(each.paths.root.rglob(".*")) == [], "half a file was left"
+    assert each.open(made)["key"]
+
+
+def test_bootstraps_of_earlier_boots_are_removed(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    old = each.paths.bootstraps / "deadbeef"
+    old.mkdir()
+    (old / "key").write_bytes(b"torn")
+    image = each.open(made)
+    each.close()
+    again = make()
+    assert not old.exists()
+    assert again.open(made)["bootstrap"] == image["bootstrap"]
+
+
+def test_flush_of_a_failing_disk_is_counted(
+    make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    each = make()
+    image = each.open(made)
+    right = each.devices(image)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        each.node.flush()
+    status = each.node.status()
+    assert status["cache_write_failures"] == 2
+    assert status["recent_failures"] == ["cache: sync: Input/output error"]
+    assert each.devices(image) == right
