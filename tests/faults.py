@@ -165,3 +165,54 @@ def _receive(file: BufferedReader) -> Seen:
         name, _, value = line.partition(":")
         headers[name.lower()] = value.strip()
     return Seen(method, target, headers, file.read(int(headers.get("content-length", "0"))))
+
+
+class Tunnel:
+    """A proxy that knows CONNECT alone; ``targets`` are the addresses that it led to."""
+
+    def __init__(self) -> None:
+        self.targets: list[str] = []
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for end in (self._socket, *self._open):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._socket, *self._open):
+            end.close()
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._socket.accept()
+                self._open.append(near)
+                head = b""
+                while not head.endswith(b"\r\n\r\n"):
+                    head += near.recv(1)
+                self.targets.append(head.split()[1].decode())
+                name, _, port = self.targets[-1].rpartition(":")
+                far = socket.create_connection((name, int(port)))
+                self._open.append(far)
+                near.sendall(b"HTTP/1.1 200 Connection established\r\nX-Proxy: tests\r\n\r\n")
+                self._start(_pass_on, near, far)
+                self._start(_pass_on, far, near)
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)

@@ -25,6 +25,7 @@ needs_registry = pytest.mark.skipif(
 )
 
 USER, PASSWORD = "somebody", "correct horse"
+BASIC = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
 # bcrypt, the only kind that docker-registry takes
 HTPASSWD = f"{USER}:$2y$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n"
 _LISTENING = re.compile(rb"listening on [^ ]*:([0-9]+)")
@@ -148,8 +149,7 @@ class TokenServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 fields = parse_qs(urlsplit(self.path).query)
-                pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-                self._answer("GET", fields, self.headers.get("Authorization") == f"Basic {pair}")
+                self._answer("GET", fields, self.headers.get("Authorization") == BASIC)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()

@@ -25,9 +25,9 @@ from lazyfs.stores.registry.store import RegistryStore
 from lazyfs.stores.registry.wire import Deadline
 from tests.faults import FaultServer, Reply, Seen, ranged
 from tests.registry import (
+    BASIC,
     HTPASSWD,
     PASSWORD,
-    USER,
     Registry,
     TokenServer,
     needs_registry,
@@ -41,7 +41,6 @@ from .samples import make_sample, put_sample
 
 BLOB = bytes(range(256)) * 16
 DIGEST = sha256_digest(BLOB)
-BASIC = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
 
 
 @pytest.fixture(autouse=True)

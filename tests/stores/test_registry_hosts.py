@@ -11,9 +11,10 @@ from lazyfs.errors import NotFoundError, StoreError, UsageError
 from lazyfs.formats.oci import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
 from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry import connection as connection_module
 from lazyfs.stores.registry.hosts import Host, Tls, find_hosts
 from lazyfs.stores.registry.store import RegistryStore
-from tests.faults import RESET, FaultServer, Reply, Seen, ranged
+from tests.faults import RESET, FaultServer, Reply, Seen, Tunnel, ranged
 from tests.registry import (
     HTPASSWD,
     Certificate,
@@ -201,6 +202,22 @@ def test_a_key_with_a_password_is_not_asked_for(
     openssl("ec", "-aes128", "-passout", "pass:x", "-in", client.key, "-out", directory / "client.key")
     with opened(mutual.host, certs) as store, pytest.raises(UsageError, match=r"client\.cert"):
         store.tags()
+
+
+@needs_registry
+@pytest.mark.usefixtures("password")
+def test_tls_through_a_proxy(
+    secure: Registry, authority: Certificate, certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(certs, secure.host, authority)
+    monkeypatch.setattr(connection_module, "is_loopback", lambda _: False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Tunnel() as proxy:
+        monkeypatch.setenv("https_proxy", proxy.host)
+        with opened(secure.host, certs, create=True) as store:
+            digest, size = write_blob(store, bytes(100_000))
+            assert store.read(digest, 0, size) == bytes(size)
+        assert proxy.targets == [secure.host]
 
 
 # Plain HTTP

@@ -40,8 +40,8 @@ _MAX_URL = 16 << 10
 _MAX_DRAINED = 64 << 10
 _STEP = 1 << 20
 _DEFAULT_PORTS = {"https": 443, "http": 80}
-# A POST may begin a second upload, a PATCH write twice: whoever asked for it decides.
-_RESENDABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+# What writes may have been done although its answer was lost: whoever asked for it decides.
+_RESENDABLE = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, slots=True)

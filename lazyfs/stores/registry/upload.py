@@ -80,15 +80,18 @@ class UploadSession:
 
     def append(self, data: memoryview) -> None:
         """Send one chunk, going on where a broken connection left it."""
-        begin = self.offset
+        begin, doubtful = self.offset, False
         self._deadline = deadline = self._client.deadline(len(data) / _SLOWEST, patient=True)
         for attempt in itertools.count(1):
             try:
-                self._patch(data[self.offset - begin :], deadline)
+                if doubtful:
+                    self._recover(begin, len(data), deadline)
+                doubtful = True
+                while self.offset < begin + len(data):
+                    self._patch(data[self.offset - begin :], deadline)
             except TemporaryError as error:
                 self._client.pause(error, attempt, deadline)
-                self._recover(begin, len(data), error, deadline)
-            if self.offset == begin + len(data):
+            else:
                 return
 
     def finish(self, digest: str, body: memoryview) -> None:
@@ -118,7 +121,7 @@ class UploadSession:
 
     def abandon(self) -> None:
         """Let what another thread is sending come to its end at once."""
-        self._deadline.ends = 0.0
+        self._deadline.cut()
 
     def cancel(self) -> None:
         """Let the registry forget what it has."""
@@ -134,28 +137,29 @@ class UploadSession:
     def _patch(self, data: memoryview, deadline: Deadline) -> None:
         headers = _OCTETS | {"Content-Range": f"{self.offset}-{self.offset + len(data) - 1}"}
         request = Request("PATCH", "", self._what, "push", headers, data, _ACCEPTED, url=self._location)
+        end = self.offset + len(data)
         received = self._client.once(request, self._received, deadline)
-        received = self.offset + len(data) if received is None else received
-        if not self.offset <= received <= self.offset + len(data):
-            raise self._lost(f"the registry says that it has {received} bytes")
+        received = end if received is None else received
+        if not self.offset < received <= end:
+            raise self._lost(f"the registry says it has {received} bytes")
         self.offset = received
 
-    def _recover(self, begin: int, length: int, failure: TemporaryError, deadline: Deadline) -> None:
+    def _recover(self, begin: int, length: int, deadline: Deadline) -> None:
         """Learn how much of the current chunk arrived. The first one can be sent anew instead."""
         request = Request("GET", "", self._what, "push", accepted=_ACCEPTED, url=self._location)
+        reason = "the registry says another size"
         try:
             received = self._client.once(request, self._received, deadline)
-        except TemporaryError:
-            return  # the next attempt will show
-        except (StoreError, NotFoundError):
-            received = None
+        except (StoreError, NotFoundError) as error:
+            # So does Docker's own registry after a chunk of which it got but a part.
+            received, reason = None, error.message
         if received is not None and begin <= received <= begin + length:
             self.offset = received
         elif begin == 0:
             self.cancel()
             self.start()
         else:
-            raise self._lost(failure.error.message)
+            raise self._lost(reason)
 
     def _received(self, answer: Response) -> int | None:
         """How many bytes have arrived, if the answer says so."""
@@ -169,7 +173,7 @@ class UploadSession:
     def _lost(self, reason: str) -> StoreError:
         return StoreError(
             f"{self._what} in {self._client.url} broke after {self.offset} bytes and cannot go on: {reason}",
-            hint="try again",
+            hint="try again: what the registry has whole is not sent again",
         )
 
 

@@ -10,6 +10,7 @@ import io
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote
 
@@ -49,15 +50,24 @@ class ExchangeError(Exception):
 class Deadline:
     """When an exchange must be done, and how long it may stand still meanwhile (seconds)."""
 
-    __slots__ = ("ends", "idle")
+    __slots__ = ("ends", "idle", "waiting_on")
 
     def __init__(self, seconds: float, idle: float) -> None:
         self.ends = time.monotonic() + seconds
         self.idle = idle
+        self.waiting_on: socket.socket | None = None
 
     def left(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self.ends - time.monotonic())
+
+    def cut(self) -> None:
+        """Make this moment the end, also for a thread that is waiting just now."""
+        self.ends = 0.0
+        if self.waiting_on is not None:
+            with suppress(OSError):
+                # The plain one: that of an SSLSocket meddles with what the waiting thread uses.
+                socket.socket.shutdown(self.waiting_on, socket.SHUT_RDWR)
 
     def next_wait(self) -> float:
         """How long the next wait may be; ExchangeError when the time is over."""
@@ -102,6 +112,7 @@ class TimedSocket:
         self.sock.close()
 
     def _set_timeout(self) -> None:
+        self.deadline.waiting_on = self.sock
         wait = self.deadline.next_wait()
         if wait != self._timeout:  # it costs a system call
             self.sock.settimeout(wait)
