@@ -22,7 +22,7 @@ from lazyfs.daemon.api import Call, ControlServer
 from lazyfs.daemon.client import DaemonClient, locked
 from lazyfs.daemon.node import Node
 from lazyfs.errors import BusyError, NodeError, UsageError
-from lazyfs.mount.attach import open_and_mount, serve
+from lazyfs.mount.attach import open_and_mount, serve, tune
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import release_unused
 from lazyfs.mount.mountinfo import list_mounts
@@ -88,6 +88,7 @@ async def _serve(
 
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, descriptor, table, node.observe_read))
+        tune(paths.fuse)
         server = ControlServer(paths, _calls(node, request_stop))
         nursery.start_soon(_flush_often, node)
         await nursery.start(_stop_on_signal, stop)
