@@ -5,6 +5,7 @@ imports numpy: once lazily, once after a full unpack. Both from a cold page cach
 """
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="results (default: %(default)s)")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="   %(message)s")  # what the image builder is at
     try:
         demo(arguments.cache, arguments.out.absolute())
     except BuildError as error:

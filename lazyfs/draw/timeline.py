@@ -34,7 +34,7 @@ def draw(
         colour=GREY,
     )
     sheet.legend(
-        WIDTH - RIGHT - 330, 42, [(BLUE, "fetched"), (GREEN, "read, was here"), (ORANGE, "read, had to wait")]
+        WIDTH - RIGHT - 330, 24, [(BLUE, "fetched"), (GREEN, "read, was here"), (ORANGE, "read, had to wait")]
     )
     _draw_time_axis(sheet, last, height, None if ready is None else ready - began)
     _draw_curve(sheet, fetched, began, last)
@@ -99,7 +99,7 @@ def _draw_lane(
     for event in fetched:
         if event["layer"] == blob:
             x = _x(event["began"] - began, last)
-            width = max(_x(event["ended"] - began, last) - x, 1.0)
+            width = max(_x(event["ended"] - began, last) - x, 2.5)
             sheet.rect(
                 x, y(event["start"]), width, max(y(event["end"]) - y(event["start"]), 1.2), BLUE, opacity=0.75
             )
