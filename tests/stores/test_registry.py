@@ -158,6 +158,16 @@ def test_a_tag_that_no_registry_can_have(store: Store) -> None:
         store.put_tag("lib/app:v2", descriptor)
 
 
+def test_what_was_opened_for_reading_is_not_written(store: Store, name: str) -> None:
+    with opened(name) as reader:
+        with pytest.raises(StoreError, match="for reading alone"):
+            reader.writer()
+        with pytest.raises(StoreError, match="for reading alone"):
+            reader.put_document(make_sample("a").manifest, OCI_MANIFEST)
+        with pytest.raises(StoreError, match="for reading alone"):
+            reader.adopt(store, ABSENT)
+
+
 # Beside skopeo, and end to end
 
 

@@ -515,6 +515,27 @@ def test_a_tag_that_leads_to_other_bytes_than_it_says(server: FaultServer, store
         store.resolve("v1")
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reply(body=make_sample("a").manifest[:100], length=len(make_sample("a").manifest), after="close"),
+        Reply(raw=b"HTTP/1.1 200 -\r\n\r\n" + make_sample("a").manifest[:100], after="close"),
+        Reply(body=make_sample("a").manifest[:100], chunked=True, after="close"),
+    ],
+    ids=["short", "without a length", "chunks that end early"],
+)
+def test_half_a_document_is_none(server: FaultServer, memory: MemoryRegistry, fault: Reply) -> None:
+    memory.add_sample(make_sample("a"), "v1")
+    always(server, fault)
+    with opened(server, timeout=0.2) as store:
+        with pytest.raises(StoreError, match=r"closed the connection|how long its answer"):
+            store.resolve("v1")
+        if fault.raw is None:
+            server.script = memory
+            at_first(server, fault)
+            assert store.resolve("v1") == make_sample("a").descriptor
+
+
 def test_a_document_that_is_too_large(server: FaultServer, store: RegistryStore) -> None:
     always(server, Reply(body=ENDLESS, length=1 << 40))
     with pytest.raises(LimitError, match=f"larger than the limit of {MAX_DOCUMENT}"):

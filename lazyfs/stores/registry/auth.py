@@ -203,7 +203,7 @@ class Authorizer:
             with self._ask(realm, target, challenge, scopes, credentials, deadline) as response:
                 if response.status != 200:
                     raise self._refusal(where, response)
-                data = response.read(_MAX_ANSWER + 1)
+                data = response.read_all(_MAX_ANSWER)
         except ExchangeError as error:
             raise broken(where, short(challenge.parameters["realm"].partition("?")[0]), error) from None
         return self._read(data, f"{where}: {realm}", credentials, began)

@@ -109,7 +109,7 @@ def _take_range(where: str, offset: int, length: int, response: Response) -> byt
             )
     data = response.read(length)
     if len(data) < length:
-        raise ExchangeError("it closed the connection in the middle", at=response.origin)
+        raise ExchangeError("it sent too few bytes", at=response.origin)
     if response.status == 206 and response.length is None and response.read(1):
         raise StoreError(f"{where}: {response.origin} sends more than {length} bytes", hint=_NO_FAULT)
     return data

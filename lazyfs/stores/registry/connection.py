@@ -111,7 +111,7 @@ class Response:
         self._connection.wire.deadline = deadline
 
     def read(self, count: int) -> bytes:
-        """The next ``count`` bytes, fewer only at the end of the body."""
+        """The next ``count`` bytes, fewer only at the end of the body; ExchangeError when that comes too early."""
         pieces: list[bytes] = []
         while count > 0:
             # In steps, so that memory grows with what came and not with what was announced.
@@ -120,10 +120,17 @@ class Response:
             with explained(self.origin):
                 piece = self._raw.read(step)
             if not piece:
+                if self._raw.length:
+                    raise ExchangeError("it closed the connection in the middle", at=self.origin)
                 break
             pieces.append(piece)
             count -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_all(self, limit: int) -> bytes:
+        """The whole body, of which more than ``limit`` bytes are cut to one more than that."""
+        _ = self.length  # a body that only the end of the connection ends may be cut off unnoticed
+        return self.read(limit + 1)
 
     def close(self, *, keep: bool = False) -> None:
         if not self._open:
@@ -212,6 +219,7 @@ class Pool:
         self.give_back(connection, keep=True)
 
     def give_back(self, connection: _Connection, *, keep: bool) -> None:
+        connection.wire.deadline.waiting_on = None
         with self._lock:
             kept = keep and not self._closed and len(self._idle) < _MAX_IDLE
             if kept:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_STEPS = 8  # redirects and renewed tokens together
 _MAX_RENEWALS = 2
+_STORAGE_HINT = "the registry led there: try again, and tell who runs it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ class Server:
                     address = self._follow(response)
                     seconds = min(seconds, lifetime(address.target, response.headers))
                     continue
-                failure = refused(where, response, self._authorizer.hint(), self._authorizer.secrets())
+                hint = self._authorizer.hint() if address.origin == home else _STORAGE_HINT
+                failure = refused(where, response, hint, self._authorizer.secrets())
                 challenges = parse_challenges(response.headers.get_all("WWW-Authenticate", []))
             if response.status == 401 and address.origin == home and renewals < _MAX_RENEWALS:
                 renewals += 1

@@ -58,6 +58,7 @@ class RegistryStore:
 
     def __init__(self, name: RepositoryName, options: StoreOptions, *, create: bool = False) -> None:
         self._name = name
+        self._writable = create
         self._client = RegistryClient(name, options, push=create)
         self._documents = _Documents()
 
@@ -137,10 +138,12 @@ class RegistryStore:
         return Descriptor(media_type, digest, len(data))
 
     def writer(self) -> BlobWriter:
+        self._check_writable()
         return RegistryBlobWriter(self._client)
 
     def adopt(self, source: Store, digest: str) -> bool:
         """Take a blob from another repository of the same registry without moving its bytes, if that can be."""
+        self._check_writable()
         if not isinstance(source, RegistryStore) or source._name.host != self._name.host:
             return False
         return mount_blob(self._client, digest, source._name.path)
@@ -150,7 +153,12 @@ class RegistryStore:
         check_complete(self, descriptor)
         self._put_manifest(tag, self.get_document(descriptor), descriptor.media_type)
 
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise StoreError(f"{self.url} was opened for reading alone")
+
     def _put_manifest(self, name: str, data: bytes, media_type: str) -> None:
+        self._check_writable()
         headers = {"Content-Type": media_type}
         accepted = frozenset({200, 201, 202})
         what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
@@ -187,7 +195,7 @@ class RegistryStore:
 
     def _fetch_manifest(self, descriptor: Descriptor) -> Iterator[bytes]:
         request = self._manifest_request(descriptor.digest, "pull")
-        yield self._client.run(request, lambda answer: answer.read(descriptor.size + 1))
+        yield self._client.run(request, lambda answer: answer.read_all(descriptor.size))
 
     def _manifest_request(self, name: str, capability: str) -> Request:
         what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
@@ -242,14 +250,14 @@ class _Documents:
 
 def _read_manifest(answer: Response) -> tuple[bytes, str, str]:
     """Its bytes, its type and its digest, as far as the registry says these."""
-    data = answer.read(MAX_DOCUMENT + 1)
+    data = answer.read_all(MAX_DOCUMENT)
     media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
     return data, media_type, answer.headers.get("Docker-Content-Digest", "").strip()
 
 
 def _read_tags(answer: Response) -> tuple[list[str], str | None]:
     """One page of tags, and the query of the next."""
-    tags = load(answer.read(_MAX_PAGE + 1), "list of tags", _MAX_PAGE).texts("tags")
+    tags = load(answer.read_all(_MAX_PAGE), "list of tags", _MAX_PAGE).texts("tags")
     match = _NEXT.search(answer.headers.get("Link", ""))
     _, target = split_url(urljoin(answer.url, match[1])) if match else (None, "")
     return [tag for tag in tags if is_registry_tag(tag)], target.partition("?")[2] or None

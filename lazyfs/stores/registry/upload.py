@@ -48,7 +48,11 @@ def mount_blob(client: RegistryClient, digest: str, repository: str) -> bool:
         accepted=frozenset({201, 202}),
         mount_from=repository,
     )
-    mounted, location = client.run(request, lambda answer: (answer.status == 201, _location(answer)))
+    try:
+        mounted, location = client.run(request, lambda answer: (answer.status == 201, _location(answer)))
+    except (StoreError, NotFoundError) as error:
+        log.info("%s", error)
+        return False
     if not mounted and location:
         # It began an upload instead.
         UploadSession(client, what, location).cancel()
