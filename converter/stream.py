@@ -15,7 +15,7 @@ class ChunkedStream:
     with the ranges (start, end) of it that are data of files.
 
     Holds one chunk and one piece at most: the walk's position decides, so a chunk is emitted as soon as the
-    walk has passed its end.
+    walk has passed its end. Most calls stay within one piece and before the next cut: they are kept short.
     """
 
     def __init__(
@@ -25,86 +25,112 @@ class ChunkedStream:
         self._rules = rules
         self._emit = emit
         self._piece = b""
-        self._at = 0
-        self._pending: list[bytes | memoryview] = []
+        self._start = 0
+        """Stream offset of the piece."""
+        self._end = 0
+        """Stream offset behind the piece."""
+        self._earlier: list[memoryview] = []
+        """The stream from the last cut to the piece."""
         self._cut = 0
         self._planned: Iterator[int] = iter(())
         self._next_cut: int | None = None
-        self._limit: int | None = None
+        self._largest = 0
+        """Where a chunk ends that has no cut before."""
+        self._due = 0
+        """The position at which the next cut must be made, planned or because a chunk would grow too large."""
         self._data: deque[tuple[int, int]] = deque()
         self.position = 0
+        self._set_due()
 
     def read(self, n: int) -> bytes:
-        parts: list[bytes | memoryview] = []
-        while n > 0 and (part := self._advance(n)):
-            parts.append(part)
-            n -= len(part)
-        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        at = self.position
+        if at + n > self._end:
+            return self._read_on(n)
+        self.position = at + n
+        at -= self._start
+        data = self._piece[at : at + n]
+        if self.position >= self._due:
+            self._cut_passed()
+        return data
 
     def skip(self, n: int) -> None:
-        while n > 0 and (part := self._advance(n)):
-            n -= len(part)
+        while n > 0 and (step := self._available(n)):
+            self.position += step
+            n -= step
+            if self.position >= self._due:
+                self._cut_passed()
 
     def plan(self, member: Member, data: Iterable[tuple[int, int]]) -> None:
         """Decide the cuts around a member whose headers have been read, and whose data is (offset, length)."""
         if self._rules.before(member, self._cut):
             self._cut_at(member.header_offset)
-        self._data.extend((at, at + length) for at, length in data)
+        for at, length in data:
+            self._data.append((at, at + length))
         within = self._rules.within(member)
         if within:
-            self._planned = iter(within)
-            self._limit = end_of(member)
-            self._plan_next()
+            limit = end_of(member)
+            self._planned = (min(cut, limit) for cut in within)
+            self._next_cut = next(self._planned)
+            self._set_due()
             self._cut_passed()
 
     def finish(self) -> None:
         """Emit what is left, the stream having ended."""
         self._next_cut = None
+        self._set_due()
         self._cut_passed()
         self._cut_at(self.position)
 
-    def _advance(self, n: int) -> bytes | memoryview:
-        if self._at >= len(self._piece):
-            self._piece = next(self._pieces, b"")
-            self._at = 0
-        part: bytes | memoryview
-        if self._at == 0 and len(self._piece) <= n:
-            part = self._piece
-        else:
-            part = memoryview(self._piece)[self._at : self._at + n]
-        self._at += len(part)
-        if part:
-            self._pending.append(part)
-            self.position += len(part)
-            self._cut_passed()
-        return part
+    def _read_on(self, n: int) -> bytes:
+        """Read across the end of the piece."""
+        parts: list[bytes] = []
+        while n > 0 and (step := self._available(n)):
+            parts.append(self.read(step))
+            n -= step
+        return b"".join(parts)
 
-    def _plan_next(self) -> None:
-        cut = next(self._planned, None)
-        self._next_cut = cut if cut is None or self._limit is None else min(cut, self._limit)
+    def _available(self, n: int) -> int:
+        """How many of the next `n` bytes the piece has, the next one being taken where it has none."""
+        if self.position == self._end:
+            self._earlier.append(memoryview(self._piece)[max(0, self._cut - self._start) :])
+            self._piece = next(self._pieces, b"")
+            self._start = self._end
+            self._end += len(self._piece)
+        return min(n, self._end - self.position)
 
     def _cut_passed(self) -> None:
         """Make the cuts that the position has reached: planned ones, else where a chunk would grow too large."""
-        while True:
-            largest = self._cut + self._rules.chunk_size + HEADER_GRACE
-            if self._next_cut is not None and self._next_cut <= largest:
-                if self.position < self._next_cut:
-                    return
-                self._cut_at(self._next_cut)
-                self._plan_next()
-            elif self.position > largest:
-                self._cut_at(largest)
+        while self.position >= self._due:
+            cut = self._next_cut
+            if cut is None or cut > self._largest:
+                self._cut_at(self._largest)
             else:
-                return
+                self._next_cut = next(self._planned, None)
+                self._cut_at(cut)
+
+    def _set_due(self) -> None:
+        self._largest = self._cut + self._rules.chunk_size + HEADER_GRACE
+        planned = self._next_cut
+        self._due = self._largest + 1 if planned is None or planned > self._largest else planned
 
     def _cut_at(self, offset: int) -> None:
+        if offset > self._cut:
+            self._emit(self._take(offset), self._data_before(offset))
+            self._cut = offset
+        self._set_due()
+
+    def _take(self, offset: int) -> bytes:
+        """The stream from the last cut to `offset`, which is let go."""
+        end = offset - self._start
+        if end >= 0:
+            part = memoryview(self._piece)[max(0, self._cut - self._start) : end]
+            chunk = b"".join((*self._earlier, part))
+            self._earlier.clear()
+            return chunk
+        joined = b"".join(self._earlier)
         size = offset - self._cut
-        if size <= 0:
-            return
-        joined = b"".join(self._pending)
-        self._emit(joined[:size], self._data_before(offset))
-        self._pending = [memoryview(joined)[size:]] if len(joined) > size else []
-        self._cut = offset
+        self._earlier = [memoryview(joined)[size:]]
+        return joined[:size]
 
     def _data_before(self, offset: int) -> list[tuple[int, int]]:
         """The data of the chunk that ends at `offset`, counted from its start."""
