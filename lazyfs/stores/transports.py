@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from lazyfs.errors import UsageError
-from lazyfs.stores.archive import OciArchiveStore
-from lazyfs.stores.archive_docker import DockerArchiveStore
 from lazyfs.stores.base import Store
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.options import StoreOptions
@@ -23,13 +21,21 @@ def open_store(reference: Reference, *, create: bool = False, options: StoreOpti
     if reference.transport == "oci":
         return LayoutStore(Path(reference.location), create=create)
     if reference.transport == "oci-archive":
+        from lazyfs.stores.archive import OciArchiveStore
+
         return OciArchiveStore(Path(reference.location), create=create)
     if reference.transport == "docker-archive":
+        from lazyfs.stores.archive_docker import DockerArchiveStore
+
         return DockerArchiveStore(Path(reference.location), create=create)
     if reference.transport == "docker":
         from lazyfs.stores.registry.store import RegistryStore
 
         return RegistryStore(parse_repository(reference.location), options, create=create)
+    if reference.transport == "s3":
+        from lazyfs.stores.s3 import S3Store
+
+        return S3Store(reference.location, options, create=create)
     raise UsageError(
         f"transport {reference.transport} is not supported: {reference}", hint="use oci:DIR[:tag]"
     )
