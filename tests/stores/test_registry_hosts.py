@@ -35,10 +35,8 @@ BLOB = bytes(range(256)) * 16
 DIGEST = sha256_digest(BLOB)
 
 
-def opened(
-    host: str, certs: Path, *, create: bool = False, insecure: bool = False, timeout: float = 20
-) -> RegistryStore:
-    options = StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=timeout)
+def opened(host: str, certs: Path, *, create: bool = False, insecure: bool = False) -> RegistryStore:
+    options = StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=20)
     store = open_store(parse_reference(f"docker://{host}/app"), create=create, options=options)
     assert isinstance(store, RegistryStore)
     return store
@@ -228,7 +226,7 @@ def test_what_has_a_certificate_set_up_is_never_spoken_to_without(
 ) -> None:
     with FaultServer(lambda request: ranged(request, BLOB)) as server:
         trust(certs, server.host, authority)
-        with opened(server.host, certs, timeout=0.3) as store, pytest.raises(StoreError, match="TLS failed"):
+        with opened(server.host, certs) as store, pytest.raises(StoreError, match="TLS failed"):
             store.read(DIGEST, 0, 10)
         assert server.seen == []
 

@@ -228,7 +228,7 @@ def test_what_is_uploaded_elsewhere_goes_there_without_a_password(
 
 def test_a_registry_that_is_silent_in_the_middle(server: FaultServer, memory: MemoryRegistry) -> None:
     at(server, "PATCH", 2, lambda _: HANG)
-    with opened(server, timeout=0.3) as store, pytest.raises(StoreError, match=r"in time|too long"):
+    with opened(server, timeout=0.9) as store, pytest.raises(StoreError, match=r"in time|too long"):
         write(store)
     assert (memory.blobs, memory.uploads) == ({}, {})
 
