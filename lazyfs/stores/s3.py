@@ -52,11 +52,10 @@ class S3Store:
         self._location = location
         self._prefix = f"{prefix}{slash}"
         self._tags = f"{path}/_tags/"
-        self._marked = False
         self._open_bucket: Bucket | None = open_bucket(bucket, options)
-        if create:
-            # Better told now than after hours of converting.
-            self._bucket.check()
+        self._mark = f"{self._prefix}oci-layout"
+        # What is wrong is better told now than after an hour of converting.
+        self._is_marked = create and self._bucket.check(self._mark)
 
     @property
     def url(self) -> str:
@@ -140,11 +139,9 @@ class S3Store:
         check_tag(tag)
         key = self._tag_key(tag)
         check_complete(self, descriptor, jobs=_JOBS)
-        if not self._marked:
-            self._put(
-                f"{self._prefix}oci-layout", dump({"imageLayoutVersion": LAYOUT_VERSION}), "application/json"
-            )
-            self._marked = True
+        if not self._is_marked:
+            self._put(self._mark, dump({"imageLayoutVersion": LAYOUT_VERSION}), "application/json")
+            self._is_marked = True
         entry = replace(descriptor, annotations={**descriptor.annotations, REF_NAME_ANNOTATION: tag})
         self._put(key, Index((entry,)).to_bytes(), OCI_INDEX)
 

@@ -148,14 +148,22 @@ class Bucket:
             what,
         )
 
-    def check(self) -> None:
-        """Find out whether the bucket is there and lets us in, as far as we may ask."""
-        scene = self._clients.scene
-        try:
-            self._clients.boto.list_objects_v2(Bucket=self.name, MaxKeys=1)
-        except FAILURES as error:
-            if problem_of(error).code != "AccessDenied":
-                raise error_of(error, f"s3://{self.name}", scene) from None
+    def check(self, key: str) -> bool:
+        """Is there such an object? Raises if the bucket is not there, or does not let us in.
+
+        That it must not be asked for is no reason: who may only write learns no more.
+        """
+
+        def request(clients: Clients) -> bool:
+            try:
+                obstore.get(clients.objects, key, options={"range": (0, 1)})
+            except FAILURES as error:
+                if problem_of(error).code in ("NoSuchKey", "AccessDenied"):
+                    return False
+                raise
+            return True
+
+        return self.call(request, f"s3://{self.name}/{key}")
 
     def call(self, request: Callable[[Clients], _T], what: str) -> _T:
         """Make a request until it succeeds or there is no hope; ``what`` names it in errors."""
@@ -201,7 +209,9 @@ def _connect(bucket: str, options: StoreOptions) -> Clients:
     try:
         core = botocore.session.Session(profile=options.profile)
         core.register_component("data_loader", _loader())
-        session = boto3.Session(botocore_session=core, region_name=options.region)
+        # boto3 knows AWS_DEFAULT_REGION alone, every other tool AWS_REGION.
+        region = options.region or os.environ.get("AWS_REGION")
+        session = boto3.Session(botocore_session=core, region_name=region)
         credentials = session.get_credentials()
         boto = session.client(
             "s3",

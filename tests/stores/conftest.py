@@ -7,7 +7,13 @@ import pytest
 
 from tests.s3server import S3Place, S3Server, running_server
 
-_VARIABLES_OF_OTHERS = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3")
+_VARIABLES_OF_OTHERS = (
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_CA_BUNDLE",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL_S3",
+)
 
 
 @pytest.fixture(scope="session")
