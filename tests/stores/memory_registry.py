@@ -2,9 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from lazyfs.formats.oci import OCI_MANIFEST, sha256_digest
-from tests.faults import Reply, Seen, ranged
+from lazyfs.stores import StoreOptions, open_store, parse_reference
+from lazyfs.stores.registry.store import RegistryStore
+from tests.faults import FaultServer, Reply, Seen, ranged
 
 from .samples import Sample
 
@@ -79,3 +82,39 @@ class MemoryRegistry:
             "Range": f"0-{max(0, len(data) - 1)}",
         }
         return Reply(202 if request.method == "PATCH" else 204, headers)
+
+
+BLOB = bytes(range(256)) * 4096  # 1 MiB
+DIGEST = sha256_digest(BLOB)
+ENDLESS = repeat(b"x" * 65536)
+
+
+def opened(server: FaultServer, timeout: float = 20.0) -> RegistryStore:
+    store = open_store(parse_reference(f"docker://{server.host}/app"), options=StoreOptions(timeout=timeout))
+    assert isinstance(store, RegistryStore)
+    return store
+
+
+def at_first(server: FaultServer, *faults: Reply) -> None:
+    """Let these be the first answers; then all is well."""
+    right, waiting = server.script, list(faults)
+    server.script = lambda request: waiting.pop(0) if waiting else right(request)
+
+
+def always(server: FaultServer, fault: Reply) -> None:
+    server.script = lambda _: fault
+
+
+def part(
+    start: int,
+    end: int,
+    *,
+    sent: int | None = None,
+    after: str = "keep",
+    chunked: bool = False,
+    drip: bool = False,
+) -> Reply:
+    """An answer that says it is this range of the blob, of which so many bytes are sent."""
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(BLOB)}"}
+    body = BLOB[start:end] if sent is None else BLOB[start : start + sent]
+    return Reply(206, headers, body, length=end - start, after=after, chunked=chunked, drip=drip)

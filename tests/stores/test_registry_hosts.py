@@ -1,20 +1,18 @@
 """Certificates and mirrors: the files of certs.d, at docker-registry behind TLS and at servers that fail."""
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lazyfs.errors import NotFoundError, StoreError, UsageError
+from lazyfs.errors import StoreError, UsageError
 from lazyfs.formats.oci import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry import connection as connection_module
 from lazyfs.stores.registry.hosts import Host, Tls, find_hosts
 from lazyfs.stores.registry.store import RegistryStore
-from tests.faults import RESET, FaultServer, Reply, Seen, Tunnel, ranged
+from tests.faults import FaultServer, Tunnel, ranged
 from tests.registry import (
     HTPASSWD,
     Certificate,
@@ -28,7 +26,6 @@ from tests.registry import (
     write_auth,
 )
 
-from .memory_registry import MemoryRegistry
 from .samples import make_sample, put_sample
 
 BLOB = bytes(range(256)) * 16
@@ -336,133 +333,3 @@ def test_the_home_directory_comes_before_the_system(tmp_path: Path, monkeypatch:
     (directory / "a.crt").touch()
     [host] = find_hosts("r.example", StoreOptions())
     assert host.tls.authorities == (directory / "a.crt",)
-
-
-# Mirrors
-
-Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
-
-
-@pytest.fixture
-def served() -> Iterator[Serve]:
-    with ExitStack() as servers:
-        yield lambda script: servers.enter_context(FaultServer(script))
-
-
-@pytest.fixture
-def memory() -> MemoryRegistry:
-    memory = MemoryRegistry()
-    memory.add(BLOB)
-    memory.add_sample(make_sample("a"), "v1")
-    return memory
-
-
-def mirrored(certs: Path, own: FaultServer, *mirrors: FaultServer, extra: str = "") -> None:
-    lines = [f'server = "{own.url}"', *(f'[host."{mirror.url}"]\n{extra}' for mirror in mirrors)]
-    (certs / own.host).mkdir(exist_ok=True)
-    (certs / own.host / "hosts.toml").write_text("\n".join(lines))
-
-
-def test_a_mirror_is_asked_first_and_told_for_whom(
-    certs: Path, served: Serve, memory: MemoryRegistry
-) -> None:
-    own, mirror = served(memory), served(memory)
-    mirrored(certs, own, mirror, extra='header = {"X-Registry" = "tests"}')
-    with opened(own.host, certs) as store:
-        store.resolve("v1")
-        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
-    assert own.seen == []
-    namespace = f"ns={own.host.replace(':', '%3A')}"
-    assert [seen.target.partition("?")[2] for seen in mirror.seen] == [namespace, namespace]
-    assert mirror.seen[0].headers["x-registry"] == "tests"
-
-
-@pytest.mark.parametrize(
-    "fault", [RESET, Reply(404), Reply(403), Reply(500), Reply(429), Reply(200, body=b"short")]
-)
-def test_a_mirror_that_fails_is_passed_over(
-    certs: Path, served: Serve, memory: MemoryRegistry, fault: Reply
-) -> None:
-    own, mirror, good = served(memory), served(lambda _: fault), served(memory)
-    mirrored(certs, own, mirror, good)
-    with opened(own.host, certs) as store:
-        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
-        assert len(good.seen) == 1
-    mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store:
-        assert store.read(DIGEST, 10, 10) == BLOB[10:20]
-    assert len(own.seen) == 1
-
-
-def test_a_mirror_that_fails_is_left_alone_for_a_while(
-    certs: Path, served: Serve, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, mirror = served(memory), served(lambda _: Reply(503))
-    mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store:
-        for _ in range(5):
-            store.read(DIGEST, 0, 10)
-        assert len(mirror.seen) == 1
-        monkeypatch.setattr(store._client._servers[0], "aside_until", 0.0)
-        mirror.script = memory
-        store.read(DIGEST, 0, 10)
-        assert (len(mirror.seen), len(own.seen)) == (2, 5)
-
-
-def test_the_registry_itself_decides_what_is_not_there(
-    certs: Path, served: Serve, memory: MemoryRegistry
-) -> None:
-    own, mirror = served(memory), served(lambda _: Reply(503))
-    mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store, pytest.raises(NotFoundError, match=own.host):
-        store.resolve("v9")
-
-
-def test_a_mirror_is_asked_for_what_it_can_alone(certs: Path, served: Serve, memory: MemoryRegistry) -> None:
-    own, mirror = served(memory), served(memory)
-    mirrored(certs, own, mirror, extra='capabilities = ["pull"]')
-    with opened(own.host, certs) as store:
-        store.resolve("v1")
-        store.read(DIGEST, 0, 10)
-    assert ["manifests/v1" in seen.target for seen in own.seen] == [True]
-    assert ["blobs" in seen.target for seen in mirror.seen] == [True]
-    with opened(own.host, certs, create=True) as store:
-        write_blob(store, b"new")
-        assert store.read(DIGEST, 0, 10) == BLOB[:10]
-    assert len(mirror.seen) == 1
-    mirrored(certs, own, extra="")
-    (certs / own.host / "hosts.toml").write_text(f'[host."{own.url}"]\ncapabilities = ["pull"]')
-    with opened(own.host, certs) as store:
-        store.read(DIGEST, 0, 10)
-        with pytest.raises(UsageError, match="for resolve"):
-            store.tags()
-    with pytest.raises(UsageError, match="for push"), opened(own.host, certs, create=True) as store:
-        write_blob(store, b"new")
-
-
-def test_a_mirror_hears_its_own_password(
-    certs: Path,
-    served: Serve,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    memory: MemoryRegistry,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    caplog.set_level(logging.DEBUG)
-
-    def script(request: Seen) -> Reply:
-        if "authorization" not in request.headers:
-            return Reply(401, {"WWW-Authenticate": "Basic"})
-        return memory(request)
-
-    own, mirror = served(script), served(script)
-    mirrored(certs, own, mirror)
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", own.host)))
-    with opened(own.host, certs) as store:
-        store.read(DIGEST, 0, 10)
-    assert all("authorization" not in seen.headers for seen in mirror.seen)
-    assert "authorization" in own.seen[-1].headers
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", mirror.host)))
-    with opened(own.host, certs) as store:
-        store.read(DIGEST, 0, 10)
-    assert "authorization" in mirror.seen[-1].headers

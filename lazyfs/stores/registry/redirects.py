@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPMessage
 from urllib.parse import parse_qsl
@@ -98,8 +99,6 @@ def _remaining(query: dict[str, str], date: str, seconds: int) -> float:
 
 
 def _date(text: str) -> float | None:
-    from datetime import UTC, datetime
-
     try:
         moment = datetime.fromisoformat(text) if "," not in text else parsedate_to_datetime(text)
         return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()

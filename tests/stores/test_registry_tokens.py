@@ -1,0 +1,210 @@
+"""Tokens, from services that do as they please."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from lazyfs.errors import StoreError
+from lazyfs.formats.oci import sha256_digest
+from lazyfs.stores import StoreOptions, open_store, parse_reference
+from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry.auth import Authorizer, Challenge
+from lazyfs.stores.registry.connection import Origin, Response
+from lazyfs.stores.registry.credentials import Credentials
+from lazyfs.stores.registry.store import RegistryStore
+from lazyfs.stores.registry.wire import Deadline
+from tests.faults import FaultServer, Reply, Seen, ranged
+
+BLOB = bytes(range(256)) * 16
+DIGEST = sha256_digest(BLOB)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No password of this machine's users; and no patience."""
+    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
+
+
+def opened(
+    host: str, auth_file: Path | None = None, *, name: str = "app", create: bool = False
+) -> RegistryStore:
+    options = StoreOptions(auth_file=auth_file, timeout=20)
+    store = open_store(parse_reference(f"docker://{host}/{name}"), create=create, options=options)
+    assert isinstance(store, RegistryStore)
+    return store
+
+
+class Gate:
+    """A registry with a token service of its own; each token opens it ``uses`` times."""
+
+    def __init__(self, uses: int = 1 << 30, **answer: Any) -> None:
+        self.uses = uses
+        self.answer = answer
+        self.given = 0
+        self.left = 0
+        self.challenge = 'Bearer realm="http://{host}/token",service="x",scope="repository:app:pull"'
+
+    def __call__(self, request: Seen) -> Reply:
+        if request.path == "/token":
+            self.given += 1
+            self.left = self.uses
+            return Reply(body=json.dumps({"token": f"t0ken-{self.given}", **self.answer}).encode())
+        if request.headers.get("authorization") != f"Bearer t0ken-{self.given}" or self.left == 0:
+            challenge = self.challenge.format(host=request.headers["host"])
+            return Reply(401, {"WWW-Authenticate": challenge}, b'{"errors":[{"code":"UNAUTHORIZED"}]}')
+        self.left -= 1
+        return ranged(request, BLOB)
+
+
+Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
+
+
+@pytest.fixture
+def served() -> Iterator[Serve]:
+    with ExitStack() as servers:
+        yield lambda script: servers.enter_context(FaultServer(script))
+
+
+def test_a_token_that_is_refused_is_renewed(served: Serve) -> None:
+    gate = Gate(uses=3)
+    server = served(gate)
+    with opened(server.host) as store:
+        for offset in range(10):
+            assert store.read(DIGEST, offset, 10) == BLOB[offset : offset + 10]
+    assert gate.given == 4
+
+
+def test_a_token_is_renewed_before_it_is_refused(served: Serve) -> None:
+    gate = Gate(expires_in=1e-9)
+    server = served(gate)
+    with opened(server.host) as store:
+        for offset in range(5):
+            store.read(DIGEST, offset, 10)
+    refused = [seen for seen in server.seen if seen.path != "/token" and "authorization" not in seen.headers]
+    assert len(refused) == 1
+    assert gate.given >= 5
+
+
+@pytest.mark.parametrize("lifetime", [None, "soon", -5, 1e300, True])
+def test_a_token_without_a_sensible_end(served: Serve, lifetime: object) -> None:
+    gate = Gate(expires_in=lifetime)
+    with opened(served(gate).host) as store:
+        store.read(DIGEST, 0, 10)
+        store.read(DIGEST, 0, 10)
+    assert gate.given == 1
+
+
+def test_a_registry_that_refuses_every_token(served: Serve) -> None:
+    gate = Gate(uses=0)
+    server = served(gate)
+    with opened(server.host) as store, pytest.raises(StoreError, match="401 Unauthorized"):
+        store.read(DIGEST, 0, 10)
+    assert gate.given == 2
+
+
+def test_a_registry_token_is_used_as_it_is(served: Serve, tmp_path: Path) -> None:
+    gate = Gate()
+    gate.given, gate.left = 7, 10
+    server = served(gate)
+    auth_file = tmp_path / "auth.json"
+    auth_file.write_text(json.dumps({"auths": {server.host: {"registrytoken": "t0ken-7"}}}))
+    with opened(server.host, auth_file) as store:
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+    assert all(seen.path != "/token" for seen in server.seen)
+
+
+def test_an_identity_token_that_is_replaced(served: Serve, tmp_path: Path) -> None:
+    gate = Gate(uses=1, refresh_token="second")
+    server = served(gate)
+    auth_file = tmp_path / "auth.json"
+    auth_file.write_text(json.dumps({"auths": {server.host: {"identitytoken": "first"}}}))
+    with opened(server.host, auth_file) as store:
+        store.read(DIGEST, 0, 10)
+        store.read(DIGEST, 0, 10)
+    forms = [parse_qs(seen.body.decode()) for seen in server.seen if seen.path == "/token"]
+    assert [form["refresh_token"] for form in forms] == [["first"], ["second"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Reply(body=b"no JSON"), "not JSON"),
+        (Reply(body=b"{}"), "gave no token"),
+        (Reply(body=b'{"token": ["x"]}'), "must be a text"),
+        (Reply(body=b'{"token": "a\\r\\nX-Evil: 1"}'), "gave no token"),
+        (Reply(body=json.dumps({"token": "x" * 100_000}).encode()), "gave no token"),
+        (Reply(body=b'{"token": "' + b"x" * (2 << 20)), "limit"),
+        (Reply(404), "404 Not Found"),
+        (Reply(403), "403 Forbidden"),
+        (Reply(302, {"Location": "http://127.0.0.1:1/"}), "302 Found"),
+    ],
+)
+def test_a_token_server_that_gives_no_token(served: Serve, answer: Reply, message: str) -> None:
+    gate = Gate()
+    server = served(lambda request: answer if request.path == "/token" else gate(request))
+    with opened(server.host) as store, pytest.raises(StoreError, match=message) as caught:
+        store.read(DIGEST, 0, 10)
+    assert "asking for a token" in caught.value.message
+    assert caught.value.hint
+    assert len(server.seen) == 2
+
+
+def test_a_token_server_that_is_busy_is_asked_again(served: Serve) -> None:
+    gate = Gate()
+    busy = [Reply(503), Reply(429, {"Retry-After": "0"})]
+    server = served(lambda request: busy.pop() if request.path == "/token" and busy else gate(request))
+    with opened(server.host) as store:
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+
+
+@pytest.mark.parametrize(
+    "realm",
+    ["", "nowhere", "ftp://127.0.0.1/token", "http://u:p@127.0.0.1/token", "http://127.0.0.1:1/token"],
+)
+def test_a_challenge_that_leads_nowhere(served: Serve, realm: str) -> None:
+    gate = Gate()
+    gate.challenge = f'Bearer realm="{realm}",service="x"'
+    with (
+        open_store(
+            parse_reference(f"docker://{served(gate).host}/app"), options=StoreOptions(timeout=0.3)
+        ) as store,
+        pytest.raises(StoreError),
+    ):
+        store.read(DIGEST, 0, 10)
+
+
+def test_a_password_is_not_sent_without_tls_where_the_registry_has_it() -> None:
+    def send(*_: object) -> Response:
+        raise AssertionError("it was sent")
+
+    authorizer = Authorizer("registry.example", "docker://registry.example/app", Credentials, send)
+    challenge = Challenge("bearer", {"realm": "http://registry.example/token"})
+    with pytest.raises(StoreError, match="without TLS"):
+        authorizer.renew([challenge], (), None, Origin("https", "registry.example", 443), Deadline(5, 5))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("repository:app:pull", ["repository:app:pull"]),
+        ("repository:app:push,pull", ["repository:app:pull", "repository:app:push,pull"]),
+        ("repository:mirror/app:pull x", ["repository:app:pull", "repository:mirror/app:pull", "x"]),
+    ],
+)
+def test_what_a_challenge_asks_for_is_asked_for_as_well(served: Serve, asked: str, sent: list[str]) -> None:
+    gate = Gate()
+    gate.challenge = f'Bearer realm="http://{{host}}/token?a=b",scope="{asked}"'
+    server = served(gate)
+    with opened(server.host) as store:
+        store.read(DIGEST, 0, 10)
+    [query] = [parse_qs(seen.target.partition("?")[2]) for seen in server.seen if seen.path == "/token"]
+    assert query == {"a": ["b"], "scope": sent}
