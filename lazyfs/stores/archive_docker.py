@@ -14,8 +14,8 @@ written as all documents of lazyfs are, so that the same archive always gives th
 layers, it is used instead, annotations and all.
 
 Written is what Docker writes since then: an OCI layout, and a ``manifest.json`` that names its blobs. Older
-Docker, podman and skopeo read the latter, and unpack compressed layers themselves. So no digest changes, and a
-converted image stays as lazy as it was.
+Docker, podman and skopeo read the latter, and unpack compressed layers themselves (Docker before 23 knows no
+zstd: an image for it is converted to gzip). So no digest changes, and a converted image stays as lazy as it was.
 """
 
 import hashlib

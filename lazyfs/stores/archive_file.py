@@ -8,7 +8,7 @@ into a nameless temporary file (in ``TMPDIR``) that goes when it is closed.
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -60,9 +60,9 @@ class ArchiveFile:
             with named(path):
                 self._members = _index(self.descriptor)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)
 
     def names(self) -> Iterator[str]:
         yield from self._members

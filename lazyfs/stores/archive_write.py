@@ -32,7 +32,11 @@ class Draft:
                     shutil.rmtree(stale, ignore_errors=True)
             self._lock = TempFile(parent)
             self._directory = self._lock.path.with_suffix(_DIRECTORY_SUFFIX)
-            self.store = LayoutStore(self._directory, create=True)
+            try:
+                self.store = LayoutStore(self._directory, create=True)
+            except BaseException:
+                self._remove_files()
+                raise
 
     def drop(self, digest: str) -> None:
         """Give back the space of a blob that has been written to the archive."""
@@ -41,6 +45,9 @@ class Draft:
 
     def remove(self) -> None:
         self.store.close()
+        self._remove_files()
+
+    def _remove_files(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._lock.discard()
 

@@ -38,7 +38,7 @@ from lazyfs.stores.s3_upload import S3BlobWriter, to_base64
 
 _MAX_KEY = 1024
 _JOBS = 16
-_STREAM_RANGE = 8 << 20
+_STREAM_RANGE = 4 << 20
 _STREAM_AHEAD = 4
 _LARGE = 64 << 20
 

@@ -1,10 +1,12 @@
 """One blob on its way into a bucket.
 
-Its key is its digest, which is known when its last byte is: S3 renames nothing, and to copy within the
-bucket writes everything twice. So a blob is gathered in a nameless local file (in ``TMPDIR``, as large as the
-blob; small ones stay in memory) and sent when it is whole, unless the bucket has it already, as it has after a
-run that was repeated. S3 shows an object whole or not at all; an upload in parts that a killed process leaves
-open is invisible, and a lifecycle rule (AbortIncompleteMultipartUpload) takes it away.
+Its key is its digest, which is known when its last byte is, and S3 renames nothing. So a blob is gathered in a
+nameless local file (in ``TMPDIR``, as large as the blob; small ones stay in memory) and sent when it is whole,
+unless the bucket has it already, as it has after a run that was repeated. To send it as it comes under another
+key and then copy it there was no faster (120 MB to MinIO: 1.6 s against 1.5 s), and leaves debris when killed.
+
+S3 shows an object whole or not at all. An upload in parts that a killed process leaves open is invisible; a
+lifecycle rule (AbortIncompleteMultipartUpload) takes it away.
 """
 
 import base64

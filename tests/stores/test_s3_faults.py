@@ -318,6 +318,19 @@ def test_where_requests_go(
     assert bucket_module.Bucket(bucket, options).host == host
 
 
+def test_what_is_said_by_hand_goes_before_the_environment(
+    s3: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """obstore reads the environment too, by rules of its own."""
+    put(s3)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("AWS_BUCKET", "another")
+    with opened(s3, s3.server.url) as store:
+        read(store)
+
+
 # Uploads
 
 
