@@ -12,6 +12,7 @@ from lazyfs.formats.oci import (
     parse_manifest,
 )
 from lazyfs.stores import Store
+from lazyfs.stores.base import Adopting
 
 MAX_NESTING = 4
 
@@ -46,6 +47,8 @@ def copy_blob(source: Store, blob: Descriptor, target: Store) -> bool:
     """Copy one blob unless the target has it; was it copied? IntegrityError if it is not what it should be."""
     if target.has(blob.digest) == blob.size:
         return False
+    if isinstance(target, Adopting) and target.adopt(source, blob.digest):
+        return True
     try:
         with target.writer() as writer:
             for piece in source.stream(blob.digest):

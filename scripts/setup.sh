@@ -29,6 +29,8 @@ TEST_PACKAGES="
     busybox-static=/usr/share/doc/busybox-static
     zstd=zstd
     libarchive-tools=bsdtar
+    docker-registry=docker-registry
+    openssl=openssl
 "
 
 say() { printf 'setup: %s\n' "$*" >&2; }

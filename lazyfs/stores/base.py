@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from lazyfs.errors import IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError
 from lazyfs.formats.oci import (
@@ -122,6 +122,15 @@ class Store(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A store that can take a blob from a sister without moving its bytes (a registry mounts it)."""
+
+    def adopt(self, source: Store, digest: str) -> bool:
+        """Have the blob of `source` here as well; False where that cannot be, and it must be copied."""
+        ...
 
 
 def read_verified(store: Store, descriptor: Descriptor, limit: int) -> bytes:
