@@ -2,13 +2,25 @@
 
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from converter import Settings, convert_image
-from lazyfs.formats.oci import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, ImageConfig, Manifest
-from lazyfs.stores import LayoutStore, parse_reference, write_blob
+from lazyfs.formats.oci import (
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    TOC_ANNOTATION,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    TocLocation,
+)
+from lazyfs.formats.seekable import SKIPPABLE_MAGIC_TOC, skippable_frame
+from lazyfs.formats.toc import Toc
+from lazyfs.node.layers import load_toc
+from lazyfs.stores import LayoutStore, load_image, parse_reference, write_blob
 
 CONFIG = ImageConfig((), architecture="amd64", os="linux", cmd=("sh",))
 
@@ -37,3 +49,36 @@ def convert(source: str, target: str) -> str:
     ):
         convert_image(source_store, source_reference, target_store, target_reference, Settings(jobs=1))
     return target
+
+
+def with_layers(layout: Path, source: str, tag: str, change: Callable[[int, Descriptor], Descriptor]) -> str:
+    """The image `source` of the layout again under `tag`, its layers' descriptors as `change` makes them."""
+    with LayoutStore(layout) as store:
+        image = load_image(store, parse_reference(f"oci:{layout}:{source}"))
+        layers = tuple(change(number, layer) for number, layer in enumerate(image.manifest.layers))
+        manifest = replace(image.manifest, layers=layers)
+        store.put_tag(tag, store.put_document(manifest.to_bytes(), OCI_MANIFEST))
+    return f"oci:{layout}:{tag}"
+
+
+def with_toc(layout: Path, source: str, tag: str, packed: bytes) -> str:
+    """The image `source` again, its lowest layer with another TOC, which the manifest vouches for."""
+
+    def change(number: int, layer: Descriptor) -> Descriptor:
+        if number:
+            return layer
+        with LayoutStore(layout) as store:
+            blob = b"".join(store.stream(layer.digest)) + skippable_frame(SKIPPABLE_MAGIC_TOC, packed)
+            digest, size = write_blob(store, blob)
+        location = TocLocation(size - len(packed), len(packed), hashlib.sha256(packed).hexdigest())
+        return replace(layer, digest=digest, size=size, annotations={TOC_ANNOTATION: location.format()})
+
+    return with_layers(layout, source, tag, change)
+
+
+def toc_of(layout: Path, tag: str) -> Toc:
+    """The TOC of the image's lowest layer."""
+    with LayoutStore(layout) as store:
+        image = load_image(store, parse_reference(f"oci:{layout}:{tag}"))
+        layer, diff_id = image.layers[0]
+        return load_toc(store, layer, diff_id)

@@ -71,7 +71,8 @@ def _run(words: list[str]) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # paths leave as they came
     try:
         code = app.main(words, prog_name="lazyfs", standalone_mode=False, obj=given)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -88,16 +89,26 @@ def _run(words: list[str]) -> int:
             raise
         show_error(error)
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has had enough; the interpreter must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # (click's word for it) whoever read our output has had enough
+        _discard_output()
         return 0
+    except OSError as error:
+        if given.debug:
+            raise
+        show_error(LazyfsError(str(error)))
+        _discard_output()
+        return LazyfsError.exit_code
     except Exception as error:
         if given.debug:
             raise
         show_error(LazyfsError(f"internal error: {type(error).__name__}: {error}", hint=DEFECT))
         return INTERNAL_ERROR
     return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    """What could not be written must not be tried again, and complained about, by the interpreter at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

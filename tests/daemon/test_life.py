@@ -173,7 +173,7 @@ def test_the_mount_of_a_killed_daemon_is_replaced(paths: NodePaths, made: Path) 
 
 def test_a_command_comes_just_when_it_is_killed(paths: NodePaths, made: Path) -> None:
     """For a moment a dying daemon still takes connections, which it will not answer."""
-    for _ in range(6):
+    for _ in range(3):
         client = ensure_daemon(paths)
         pid = daemons(paths)[0]
         os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import cast
 
@@ -9,7 +10,7 @@ import numpy as np
 import zstandard
 
 from lazyfs.errors import LazyfsError, NotFoundError
-from lazyfs.formats.chunks import ChunkTable, chunk_digest
+from lazyfs.formats.chunks import ChunkTable, chunk_digest, shown
 from lazyfs.formats.frames import ZSTD
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.fetch import BlobSource
@@ -18,6 +19,7 @@ from lazyfs.stores import Store
 BLOB = "sha256:" + "b" * 64
 TOC_NAME = "c" * 64
 PATIENCE = 20.0
+HEADER, MEMBER = 256, 48 * 1024
 
 
 class Layer:
@@ -27,19 +29,25 @@ class Layer:
         rng = Random(seed)
         pieces = [rng.randbytes(length) for length in lengths]
         frames = [zstandard.compress(piece, 1) for piece in pieces]
+        stream = b"".join(pieces)
+        # A header stands before each piece of data.
+        data = [(at + HEADER, min(at + MEMBER, len(stream))) for at in range(0, len(stream) - HEADER, MEMBER)]
         offsets = []
         blob = b""
         for frame, gap in zip(frames, gaps or [0] * len(frames), strict=True):
             blob += bytes(gap)
             offsets.append(len(blob))
             blob += frame
-        self.device = b"".join(pieces)
+        self.device = shown(stream, data)
         self.blob = blob
+        start = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         self.chunks = ChunkTable(
-            start=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+            start=start,
             blob_offset=np.array(offsets, np.int64),
             blob_length=np.array([len(frame) for frame in frames], np.int64),
-            digests=b"".join(chunk_digest(piece) for piece in pieces),
+            digests=b"".join(chunk_digest(self.device[one:end]) for one, end in pairwise(start)),
+            data_start=np.array([one for one, _ in data], np.int64),
+            data_end=np.array([end for _, end in data], np.int64),
         )
 
     def plain(self, index: int) -> bytes:

@@ -1,0 +1,100 @@
+"""A cold start reads a fraction of the image, and no byte of the store twice."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
+
+from .conftest import Node, drop_page_cache, manifest_of, succeed
+
+pytestmark = pytest.mark.image
+
+NUMPY = ["--entrypoint", "python3"]
+Fetched = dict[str, Any]
+
+
+def fetches(node: Node) -> list[Fetched]:
+    answer = DaemonClient(NodePaths(node.root)).timeline(0.0)
+    assert len(answer["fetched"]) < 20_000, "the oldest would be forgotten"
+    return list(answer["fetched"])
+
+
+def assert_nothing_twice(fetched: list[Fetched]) -> None:
+    """A range of a device is a range of the blob, so ranges that do not overlap were read once."""
+    ranges = sorted((each["layer"], each["start"], each["end"]) for each in fetched)
+    assert ranges
+    for one, other in pairwise(ranges):
+        assert one[0] != other[0] or one[2] <= other[1], (one, other)
+
+
+def image_size(reference: str) -> int:
+    return sum(layer["size"] for layer in manifest_of(reference)["layers"])
+
+
+def test_import_of_numpy(node: Node, demo: str) -> None:
+    drop_page_cache()
+    command = ["run", *NUMPY, demo, "-c", "import numpy; print(numpy.arange(10).sum())"]
+    assert succeed(node(*command)).stdout == "45\n"
+    status, fetched = node.status(), fetches(node)
+    assert_nothing_twice(fetched)
+    assert status["failed_fetches"] == status["cache_write_failures"] == 0
+    chunks = sum(each["stored"] for each in fetched)
+    assert chunks <= status["store_bytes"] < 0.3 * image_size(demo), "manifest, config and TOCs are in it"
+    # From a cold page cache again nothing comes from the store, by this daemon or the next.
+    drop_page_cache()
+    assert succeed(node(*command)).stdout == "45\n"
+    assert node.status()["store_bytes"] - status["store_bytes"] < 100_000, "manifest and config alone"
+    assert len(fetches(node)) == len(fetched)
+    succeed(node("shutdown"))
+    drop_page_cache()
+    assert succeed(node(*command)).stdout == "45\n"
+    assert fetches(node) == []
+    assert node.status()["store_bytes"] < 100_000
+
+
+def test_many_cold_starts_at_once(node: Node, demo: str) -> None:
+    drop_page_cache()
+    processes = [node.start_run(demo) for _ in range(8)]
+    said = {process.communicate(timeout=120)[0] for process in processes}
+    assert {each.split()[0] for each in said} == {"ready"}
+    assert_nothing_twice(fetches(node))
+
+
+def test_readers_of_everything_at_once(node: Node, demo: str, tmp_path: Path) -> None:
+    """In any order, with many threads: each chunk once, and all bytes right."""
+    view = node.mount(demo, tmp_path / "view")
+    files = sorted(path for path in view.rglob("*") if path.is_file() and not path.is_symlink())
+    sizes: dict[Path, int] = {}
+    lock = threading.Lock()
+
+    def read(seed: int) -> None:
+        mine = files.copy()
+        Random(seed).shuffle(mine)
+        for path in mine[: len(files) // 2]:
+            size = len(path.read_bytes())
+            with lock:
+                assert sizes.setdefault(path, size) == size == path.stat().st_size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
+    assert_nothing_twice(fetches(node))
+    node.umount(view)
+
+
+def test_timeline_speaks_of_what_was_asked_for(node: Node, demo: str) -> None:
+    succeed(node.run(demo))
+    answer = DaemonClient(NodePaths(node.root)).timeline(0.0)
+    layers = {layer["digest"] for layer in manifest_of(demo)["layers"]}
+    assert {each["layer"] for each in answer["fetched"]} <= layers
+    assert {each["layer"] for each in answer["reads"]} <= layers
+    assert json.loads(json.dumps(answer)) == answer
+    later = max(each["ended"] for each in answer["fetched"]) + 1000
+    assert DaemonClient(NodePaths(node.root)).timeline(later) == {"fetched": [], "reads": []}
