@@ -23,8 +23,9 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--start-lock-fd", type=int)
     options = parser.parse_args()
+    levels = logging.getLevelNamesMapping()
     logging.basicConfig(
-        level=os.environ.get("LAZYFS_LOG", "INFO").upper(),
+        level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import BusyError, NodeError, NotFoundError, from_dict
+from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError, from_dict
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
@@ -44,7 +44,12 @@ class DaemonClient:
 
     def open_image(self, reference: str) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
-        body = {"reference": reference, "directory": str(Path.cwd())}
+        try:
+            body = {"reference": reference, "directory": str(Path.cwd())}
+        except OSError as error:
+            raise UsageError(
+                f"the working directory: {error.strerror}", hint="change to another directory"
+            ) from error
         try:
             return self._call("POST", "/v1/images", body)
         except (NoDaemonError, DaemonGoneError):

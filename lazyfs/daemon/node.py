@@ -27,6 +27,7 @@ from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse
 log = logging.getLogger(__name__)
 
 FETCH_THREADS = 16
+_TORN = ".new-"
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
 
@@ -63,6 +64,7 @@ class Node:
         self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
         for directory in (paths.tocs, paths.cache, self._bootstraps):
             directory.mkdir(parents=True, exist_ok=True)
+            _remove_torn(directory)
         _remove_others(paths.bootstraps, self._bootstraps.name)
 
     def open_image(self, reference_text: str, directory: Path) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def _image_key(layers: list[Layer]) -> str:
 
 def _write_new(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. What it holds is checked or rebuilt after a reboot, so nothing is synced."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f"{_TORN}{path.name}.{threading.get_ident()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
@@ -230,6 +232,12 @@ def _write_new(path: Path, data: bytes) -> None:
         raise NodeError(
             f"{path}: {error.strerror}", hint="free some space, or choose another --root"
         ) from error
+
+
+def _remove_torn(directory: Path) -> None:
+    """What a daemon that was killed had not written to its end."""
+    for file in directory.glob(f"{_TORN}*"):
+        file.unlink()
 
 
 def _remove_others(directory: Path, kept: str) -> None:

@@ -136,12 +136,11 @@ def test_errors(image: str, tmp_path: Path, words: list[str], code: int, said: s
     layout = image.split(":")[1]
     (tmp_path / "empty").mkdir()
     words = [word.format(layout=layout, tmp=tmp_path / "empty") for word in words]
-    if "run" in words:
+    if words[0] == "run":
         words = ["--root", str(tmp_path / "node"), *words]
-    try:
-        result = lazyfs(*words, cwd=tmp_path)
-    finally:
-        lazyfs("--root", tmp_path / "node", "shutdown")
+    result = lazyfs(*words, cwd=tmp_path)
+    if (tmp_path / "node").exists():
+        assert lazyfs("--root", tmp_path / "node", "shutdown").returncode == 0
     lines = result.stderr.splitlines()
     assert (result.returncode, result.stdout) == (code, ""), result.stderr
     assert lines[0].startswith("lazyfs: ")
@@ -218,6 +217,19 @@ def test_inspect_and_check_for_people(image: str) -> None:
     assert "sha256:" in lazyfs("inspect", image).stdout
     assert "not converted" in lazyfs("inspect", f"oci:{layout}:app").stdout
     assert lazyfs("check", image).stdout.startswith("ok: ")
+
+
+def test_where_the_root_is_named(tmp_path: Path) -> None:
+    environment = ENVIRONMENT | {"LAZYFS_ROOT": f"{tmp_path}/variable"}
+    assert f"no daemon runs for {tmp_path}/variable" in lazyfs("status", env=environment).stderr
+    result = lazyfs("--root", f"{tmp_path}/before", "status", env=environment)
+    assert f"no daemon runs for {tmp_path}/before" in result.stderr
+    result = lazyfs("status", "--root", f"{tmp_path}/behind", env=environment)
+    assert f"no daemon runs for {tmp_path}/behind" in result.stderr
+    assert (
+        f"no daemon runs for {tmp_path}/relative"
+        in lazyfs("--root", "relative", "status", cwd=tmp_path).stderr
+    )
 
 
 def test_doctor(tmp_path: Path) -> None:

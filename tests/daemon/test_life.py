@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -470,6 +470,22 @@ def test_others_than_root(paths: NodePaths, tmp_path: Path) -> None:
             ensure_daemon(NodePaths(Path("/nowhere")))
     finally:
         os.seteuid(0)
+
+
+def test_the_working_directory_is_gone(paths: NodePaths, made: Path, tmp_path: Path) -> None:
+    client = ensure_daemon(paths)
+    (tmp_path / "gone").mkdir()
+    with chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(UsageError, match="working directory"):
+            client.open_image(f"oci:{made}:lazy")
+
+
+@pytest.mark.parametrize("level", ["debug", "nonsense", ""])
+def test_log_levels(paths: NodePaths, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYFS_LOG", level)
+    ensure_daemon(paths)
+    assert " INFO " in paths.log.read_text()
 
 
 def test_cleaned_away_while_it_runs(paths: NodePaths, made: Path) -> None:

@@ -268,6 +268,17 @@ def test_bootstraps_of_earlier_boots_are_removed(make: Callable[[], OpenNode], m
     assert again.open(made)["bootstrap"] == image["bootstrap"]
 
 
+def test_half_written_files_of_a_killed_daemon_are_removed(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    image = each.open(made)
+    each.close()
+    left = [directory / ".new-abc.123" for directory in (each.paths.tocs, Path(image["bootstrap"]).parent)]
+    for path in left:
+        path.write_bytes(b"half")
+    assert make().open(made) == image
+    assert not any(path.exists() for path in left)
+
+
 def test_flush_of_a_failing_disk_is_counted(
     make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

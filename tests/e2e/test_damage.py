@@ -77,7 +77,7 @@ flips = st.tuples(
 
 
 @given(st.lists(flips, min_size=1, max_size=3))
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes(
     make_node: Callable[..., Node],
     copied_small: str,

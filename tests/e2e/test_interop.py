@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -104,29 +105,23 @@ def test_for_docker_with_gzip(node: Node, built_small: BuiltImage, tmp_path: Pat
     assert succeed(node.run(reference)).stdout == "ready small\n"
 
 
-def test_run_by_podman(demo: str, tmp_path: Path) -> None:
-    (tmp_path / "containers.conf").write_text(PODMAN)
-    environment = {"CONTAINERS_CONF": str(tmp_path / "containers.conf")}
-    podman: list[str | Path] = [
-        "podman",
-        "--root",
-        tmp_path / "root",
-        "--runroot",
-        tmp_path / "run",
-        "--tmpdir",
-        tmp_path / "tmp",
-    ]
-    podman += ["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]
-    try:
-        said = tool(
-            *podman, "--runtime", "runc", "run", "--rm", "--network", "none", "--quiet", demo, **environment
-        )
-        assert said.startswith("ready 1.")
-        images = tool(*podman, "images", "--no-trunc", "--quiet", **environment).split()
-        assert images == [manifest_of(demo)["config"]["digest"]]
-    finally:
-        for entry in list_mounts(tmp_path):
-            unmount(entry.target, detach=True)
+def test_run_by_podman(demo: str) -> None:
+    # Not in tmp_path: podman wants its runroot named in 50 characters.
+    with TemporaryDirectory(prefix="podman") as name:
+        directory = Path(name)
+        (directory / "containers.conf").write_text(PODMAN)
+        environment = {"CONTAINERS_CONF": str(directory / "containers.conf")}
+        podman: list[str | Path] = ["podman", "--root", directory / "root", "--runroot", directory / "run"]
+        podman += ["--tmpdir", directory / "tmp", "--storage-driver", "overlay", "--events-backend", "none"]
+        podman += ["--cgroup-manager", "cgroupfs", "--runtime", "runc"]
+        try:
+            said = tool(*podman, "run", "--rm", "--network", "none", "--quiet", demo, **environment)
+            assert said.startswith("ready 1.")
+            images = tool(*podman, "images", "--no-trunc", "--quiet", **environment).split()
+            assert images == [manifest_of(demo)["config"]["digest"]]
+        finally:
+            for entry in list_mounts(directory):
+                unmount(entry.target, detach=True)
 
 
 @contextmanager
