@@ -208,7 +208,8 @@ def test_a_tag_that_leads_to_other_bytes_than_it_says(server: FaultServer, store
 def test_half_a_document_is_none(server: FaultServer, memory: MemoryRegistry, fault: Reply) -> None:
     memory.add_sample(make_sample("a"), "v1")
     always(server, fault)
-    message = r"closed the connection|how long its answer"
+    # On a loaded machine the third of a second may be over before the last attempt says more.
+    message = r"closed the connection|how long its answer|took too long"
     with opened(server, timeout=0.3) as store, pytest.raises(StoreError, match=message):
         store.resolve("v1")
     if fault.raw is None:
