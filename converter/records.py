@@ -27,7 +27,7 @@ from lazyfs.formats.oci import (
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Store, write_blob
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """To be raised when the same settings give other bytes than before."""
 
 
