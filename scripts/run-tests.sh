@@ -29,7 +29,9 @@ main() {
     for stale in "$base"/lazyfs-test.*/; do
         if [ -d "$stale" ] && flock -n "$stale" true; then rm -rf --one-file-system "$stale"; fi
     done
-    directory=$(mktemp -d "$base/lazyfs-test.XXXXXX")
+    # Lower case: podman makes an image's name of the path that it is read from.
+    directory=$base/lazyfs-test.$$-$RANDOM
+    mkdir -m 700 "$directory"
     exec 9<"$directory"
     flock 9
     exec {lock}<&-
