@@ -1,0 +1,129 @@
+"""`make bench`: every measurement in turn, with few runs. Takes root, and less than ten minutes.
+
+    python -m benchmarks [--cache DIR] [--results DIR]
+
+Writes the figures of each as JSON, and one table of all that have a bar, in Markdown. Each measurement is a program of
+its own with more to choose: `python -m benchmarks.convert_speed --help`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks import bootstrap_speed, convert_speed, dedup, tree_speed
+from benchmarks.images import BuildError
+from benchmarks.process import FailedError
+from benchmarks.report import Row, markdown, write_json
+from lazyfs.errors import LazyfsError
+
+TREE_RUNS = 3
+BOOTSTRAP_RUNS = 5
+CONVERT_RUNS = 5
+LARGE_GIB = 8
+
+Measure = Callable[[Path, Path], list[Row]]
+"""(cache of input images, file for the figures) -> rows of the table."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/images"), help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="default: %(default)s"
+    )
+    arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    failed = False
+    for name, measure in MEASURES.items():
+        print(f"{name} …", file=sys.stderr, flush=True)
+        try:
+            rows += _in_own_process(measure, arguments.cache, arguments.results / f"{name}.json")
+        except (BuildError, FailedError, LazyfsError, subprocess.CalledProcessError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    table = f"{_machine()}\n\n{markdown(rows)}\n"
+    (arguments.results / "table.md").write_text(table)
+    print(table)
+    return 1 if failed else 0
+
+
+def _in_own_process(measure: Measure, cache: Path, results: Path) -> list[Row]:
+    """So that what one measurement leaves in memory does not count for the programs of the next."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, cache, results).result()
+
+
+def _trees(cache: Path, results: Path) -> list[Row]:
+    with (
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory,
+        tree_speed.both_trees(Path(directory), cache, "demo") as trees,
+    ):
+        figures = tree_speed.measure(trees, TREE_RUNS)
+    results.write_text(json.dumps(figures, indent=2) + "\n")
+    rows = []
+    for name, by_tree in figures.items():
+        pairs = zip(by_tree["lazyfs"], by_tree["file system"], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        rows.append(Row(f"{name}, of the file system's", ratio, "", tree_speed.GOALS.get(name)))
+    return rows
+
+
+def _bootstraps(_: Path, results: Path) -> list[Row]:
+    measured = [
+        bootstrap_speed.measure(inodes, layers, BOOTSTRAP_RUNS)
+        for inodes in bootstrap_speed.BARS
+        for layers in bootstrap_speed.LAYERS
+    ]
+    write_json(results, measured)
+    return [
+        Row(
+            f"bootstrap of {each.inodes:,} inodes in {each.layers} layers",
+            each.total * 1e3,
+            "ms",
+            each.bar * 1e3,
+        )
+        for each in measured
+    ]
+
+
+def _dedup(cache: Path, results: Path) -> list[Row]:
+    measured = dedup.measure(cache)
+    write_json(results, measured)
+    return dedup.rows(measured)
+
+
+def _conversions(cache: Path, results: Path) -> list[Row]:
+    measured = convert_speed.measure(cache, CONVERT_RUNS, LARGE_GIB, with_rivals=True)
+    write_json(results, measured)
+    return convert_speed.rows(measured)
+
+
+def _machine() -> str:
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    return (
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, Linux {platform.release()}, "
+        f"Python {platform.python_version()}; load average at the end {load}"
+    )
+
+
+MEASURES: Mapping[str, Measure] = {
+    "tree_speed": _trees,
+    "bootstrap_speed": _bootstraps,
+    "dedup": _dedup,
+    "convert_speed": _conversions,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
