@@ -40,10 +40,16 @@ lock_type = "file"
 """
 
 
-def tool(*words: str | Path, **environment: str) -> str:
+def tool(*words: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
     """What a command of others says; it has to succeed."""
     result = subprocess.run(
-        words, check=False, capture_output=True, text=True, timeout=TIMEOUT, env=os.environ | environment
+        words,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        cwd=cwd,
+        env=os.environ | (environment or {}),
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -115,9 +121,13 @@ def test_run_by_podman(demo: str) -> None:
         podman += ["--tmpdir", directory / "tmp", "--storage-driver", "overlay", "--events-backend", "none"]
         podman += ["--cgroup-manager", "cgroupfs", "--runtime", "runc"]
         try:
-            said = tool(*podman, "run", "--rm", "--network", "none", "--quiet", demo, **environment)
+            # It makes the image's name of the path, and names have no capital letters.
+            layout = layout_of(demo)
+            image = f"oci:{layout.name}:demo"
+            run = ["run", "--rm", "--network", "none", "--quiet", image]
+            said = tool(*podman, *run, cwd=layout.parent, environment=environment)
             assert said.startswith("ready 1.")
-            images = tool(*podman, "images", "--no-trunc", "--quiet", **environment).split()
+            images = tool(*podman, "images", "--no-trunc", "--quiet", environment=environment).split()
             assert images == [manifest_of(demo)["config"]["digest"]]
         finally:
             for entry in list_mounts(directory):
