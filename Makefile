@@ -36,9 +36,7 @@ imports: setup-test ## import-linter: which part may know which
 	.venv/bin/lint-imports
 
 bench: setup-test ## measure against what people use now
-	@$(PYTHON_BIN) -m benchmarks.tree_speed
-	@$(PYTHON_BIN) -m benchmarks.run_speed
-	@$(PYTHON_BIN) -m benchmarks.bootstrap_speed
+	@$(PYTHON_BIN) -m benchmarks
 
 lock: setup-test ## pin every dependency again, newest first
 	@scripts/lock.sh

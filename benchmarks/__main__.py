@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks import bootstrap_speed, convert_speed, dedup, tree_speed
+from benchmarks import bootstrap_speed, convert_speed, dedup, run_speed, tree_speed
 from benchmarks.images import BuildError
 from benchmarks.process import FailedError
 from benchmarks.report import Row, markdown, write_json
 from lazyfs.errors import LazyfsError
 
 TREE_RUNS = 3
+START_RUNS = 7
 BOOTSTRAP_RUNS = 5
 CONVERT_RUNS = 5
 LARGE_GIB = 8
@@ -79,6 +80,16 @@ def _trees(cache: Path, results: Path) -> list[Row]:
     return rows
 
 
+def _starts(cache: Path, results: Path) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+        figures = run_speed.measure(Path(directory), cache, START_RUNS)
+    results.write_text(json.dumps(figures, indent=2) + "\n")
+    return [
+        Row(f"{name}, warm", statistics.median(seconds), "s", run_speed.GOALS.get(name))
+        for name, seconds in figures.items()
+    ]
+
+
 def _bootstraps(_: Path, results: Path) -> list[Row]:
     measured = [
         bootstrap_speed.measure(inodes, layers, BOOTSTRAP_RUNS)
@@ -119,6 +130,7 @@ def _machine() -> str:
 
 MEASURES: Mapping[str, Measure] = {
     "tree_speed": _trees,
+    "run_speed": _starts,
     "bootstrap_speed": _bootstraps,
     "dedup": _dedup,
     "convert_speed": _conversions,

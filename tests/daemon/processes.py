@@ -1,0 +1,64 @@
+"""Daemons as processes: finding them, ending them, starting them from elsewhere."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import ensure_daemon
+
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 40.0
+ENSURE = "import sys, pathlib; from lazyfs.config import NodePaths; from lazyfs.daemon.client import ensure_daemon;"
+ENSURE += "print(ensure_daemon(NodePaths(pathlib.Path(sys.argv[1]))).status()['pid'])"
+
+MakePaths = Callable[[Path], NodePaths]
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long for: {what}"
+        time.sleep(0.002)
+
+
+def daemons(paths: NodePaths) -> list[int]:
+    """The processes that are daemons of this root."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"lazyfs.daemon" in words and os.fsencode(paths.root) in words:
+                found.append(int(process.name))
+    return found
+
+
+def kill(paths: NodePaths, number: signal.Signals = signal.SIGKILL) -> None:
+    """All daemons of this root. A test that ends one this way does not want it back."""
+    for pid in daemons(paths):
+        with suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            signal.pidfd_send_signal(process, number)
+            # When all its threads have ended, that is.
+            assert select.select([process], [], [], PATIENCE)[0]
+            os.close(process)
+
+
+def open_made(paths: NodePaths, made: Path) -> dict[str, Any]:
+    return ensure_daemon(paths).open_image(f"oci:{made}:lazy")
+
+
+def ensure_elsewhere(paths: NodePaths) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ENSURE, str(paths.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
