@@ -2,6 +2,7 @@
 
     PREFIX/oci-layout                       {"imageLayoutVersion": "1.0.0"}
     PREFIX/blobs/sha256/<hex>               the blobs, shared by all repositories below PREFIX
+    PREFIX/blobs/_uploads/<random>          large blobs on their way there, see `s3_upload`
     PREFIX/REPOSITORY/_tags/<tag>           an OCI index that holds one descriptor: an index.json of its own
 
 The last part of a path is the repository. A layout has one index.json; here each tag has one, written by a
@@ -34,7 +35,7 @@ from lazyfs.stores.base import STREAM_PIECE, BlobWriter, check_complete, named, 
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG, check_tag
 from lazyfs.stores.s3_bucket import Bucket, open_bucket
-from lazyfs.stores.s3_upload import S3BlobWriter, to_base64
+from lazyfs.stores.s3_upload import S3BlobWriter, remove_abandoned, to_base64
 
 _MAX_KEY = 1024
 _JOBS = 16
@@ -54,6 +55,7 @@ class S3Store:
         self._tags = f"{path}/_tags/"
         self._open_bucket: Bucket | None = open_bucket(bucket, options)
         self._mark = f"{self._prefix}oci-layout"
+        self._uploads_cleaned = False
         # What is wrong is better told now than after an hour of converting.
         self._is_marked = create and self._bucket.check(self._mark)
 
@@ -133,7 +135,10 @@ class S3Store:
         return Descriptor(media_type, digest, size)
 
     def writer(self) -> BlobWriter:
-        return S3BlobWriter(self._bucket, lambda digest: self._blob(digest)[0])
+        if not self._uploads_cleaned:
+            self._uploads_cleaned = True
+            remove_abandoned(self._bucket, self._prefix)
+        return S3BlobWriter(self._bucket, self._prefix, lambda digest: self._blob(digest)[0])
 
     def put_tag(self, tag: str, descriptor: Descriptor) -> None:
         check_tag(tag)

@@ -136,7 +136,8 @@ def error_of(error: BaseException, what: str, scene: Scene) -> LazyfsError:
     if problem.status in (401, 403):
         return StoreError(
             f"{at} does not allow it to the credentials from {scene.credentials}",
-            hint=f"they need s3:ListBucket on {plain(scene.bucket)}, s3:GetObject, and s3:PutObject for writing",
+            hint=f"they need s3:ListBucket on {plain(scene.bucket)}, s3:GetObject, "
+            "and for writing s3:PutObject, s3:AbortMultipartUpload and s3:DeleteObject",
         )
     if problem.code in _THROTTLED or problem.status in (429, 503):
         return StoreError(f"{at} asked to slow down until time was up", hint="try again later")

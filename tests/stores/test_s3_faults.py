@@ -346,7 +346,7 @@ def test_an_upload_that_fails_is_aborted(s3: S3Place, monkeypatch: pytest.Monkey
         with pytest.raises(StoreError, match="does not allow"):
             writer.commit()
     assert s3.objects() == {}
-    assert "Uploads" not in s3.server.boto.list_multipart_uploads(Bucket=BUCKET, Prefix=s3.prefix)
+    assert [seen.method for seen in proxy.seen if "uploadId=" in seen.target][-1] == "DELETE"
 
 
 def test_an_upload_whose_last_answer_is_lost_succeeds(s3: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
