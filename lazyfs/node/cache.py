@@ -1,7 +1,8 @@
 """The cache of one layer: its device as a sparse file, and a map of which units of it are there.
 
     <cache>/<sha256 of the TOC>/data    the device; only present units hold data
-    <cache>/<sha256 of the TOC>/map     header, then one byte per unit
+    <cache>/<sha256 of the TOC>/map     states, times and proofs (`cache_map`)
+    <cache>/<sha256 of the TOC>/held    the boot id of the kernel that has `data` mounted, if one has
 
 The name is the TOC's digest and not the DiffID: a TOC proves its chunks, while the DiffID in it is only
 a claim, so no image can put bytes into another image's cache.
@@ -12,67 +13,93 @@ States of a unit, and why a crash cannot leave a mark without its data:
     WRITTEN     verified and handed to the kernel. True as long as this kernel runs, even if this process
                 is killed; after a reboot (the header names the kernel's boot id) it counts as DOUBTFUL
     DURABLE     the data file was synced after the unit had been written, before this mark was made
-    DOUBTFUL    the data must match the chunk's digest before it is used: `recheck`
+    DOUBTFUL    the data must match its digest before it is used: `recheck`
+
+Why nobody reads a hole that `drop` punches: it marks the chunks MISSING, raises the generation, makes the marks
+durable and punches only then, and until it is done nothing is written to these chunks. A reader takes the generation,
+looks at the marks, reads, and takes the generation again. Had the hole been there when it read, then the marks had
+gone before; either it saw that, or they went after its look, and the generation is another: it looks again.
 """
 
+import hashlib
 import logging
-import mmap
 import os
-import struct
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lazyfs.errors import NodeError
 from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable, chunk_digest
+from lazyfs.node.cache_files import OpenFiles, punch_hole, remove_durably, write_all
+from lazyfs.node.cache_holes import holes
+from lazyfs.node.cache_map import DOUBTFUL, DURABLE, MISSING, PRESENT, WRITTEN, UnitMap, boot_id
+
+__all__ = ["DOUBTFUL", "DURABLE", "MISSING", "WRITTEN", "CacheSurroundings", "LayerCache", "boot_id"]
 
 log = logging.getLogger(__name__)
 
-MISSING, WRITTEN, DURABLE, DOUBTFUL = range(4)
 
-_MAGIC = b"lazyfsM1"
-_HEADER = struct.Struct("<8s36s32sI")
-_HEADER_SIZE = 128
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+@dataclass(slots=True)
+class CacheSurroundings:
+    """What the layers' caches of a node share."""
 
-
-def boot_id() -> bytes:
-    """36 characters that name this run of the kernel."""
-    return _BOOT_ID.read_bytes().strip()
+    files: OpenFiles = field(default_factory=OpenFiles)
+    now: int = 0
+    """Seconds since 1970, coarse: what is read is marked with it."""
+    admit: Callable[["LayerCache", int], bool] = lambda cache, size: True
+    """Is there room for so many bytes more?"""
 
 
 class LayerCache:
-    """What is present of one layer. Thread safe: units only ever go from missing to present while it is open."""
+    """What is present of one layer. Thread safe.
 
-    def __init__(self, directory: Path, chunks: ChunkTable, boot: bytes) -> None:
+    Where the disk does not even take the empty files, nothing is present, and each `put` tries again.
+    """
+
+    def __init__(
+        self, directory: Path, chunks: ChunkTable, boot: bytes, shared: CacheSurroundings | None = None
+    ) -> None:
         """Open or create the cache of the layer whose TOC has the sha256 `directory.name`."""
         self.chunks = chunks
+        self.directory = directory
+        self._boot = boot
+        self._shared = shared or CacheSurroundings()
+        self._files = self._shared.files
         self._first_unit = _first_units(chunks)
         self._lock = threading.Lock()
-        self._dirty = False
+        self._generation = 0
+        self._unsynced: Callable[[], None] | None = None
+        self._syncing: npt.NDArray[np.bool_] | None = None
+        self._writing: Counter[int] = Counter()
+        self._punching: set[int] = set()
+        self._holds = 0
+        self._ready = False
+        self._map = UnitMap(directory, int(self._first_unit[-1]), len(chunks), boot, self._files)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._data = _open_data(directory, chunks.device_size)
-            try:
-                self._map = _open_map(directory / "map", int(self._first_unit[-1]), boot)
-            except BaseException:
-                os.close(self._data)
-                raise
+            self._prepare()
         except OSError as error:
-            raise NodeError(
-                f"cache {directory}: {error.strerror}", hint="free some space, or choose another --root"
-            ) from error
-        self._state: npt.NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)[_HEADER_SIZE:]
+            log.warning("cache %s: %s; reading without it", directory, error.strerror)
+
+    @property
+    def used(self) -> npt.NDArray[np.uint32]:
+        """When each chunk was last read, in seconds since 1970."""
+        return self._map.used
 
     def close(self) -> None:
         try:
             self.flush()
+            if self._ready:
+                self._map.save_times()
         finally:
-            del self._state
+            if self._unsynced is not None:
+                self._unsynced()
+            self._files.drop(self._data)
             self._map.close()
-            os.close(self._data)
 
     def read(self, offset: int, length: int) -> bytes | None:
         """`length` bytes if every unit of them is present and beyond doubt, else None.
@@ -80,67 +107,249 @@ class LayerCache:
         What the disk does not give back is missing from then on.
         """
         chunks = self.chunks.covering(offset, length)
-        state = self._state[self._unit(chunks[0], offset) : self._unit(chunks[-1], offset + length - 1) + 1]
-        if not ((state == WRITTEN) | (state == DURABLE)).all():
-            return None
-        data = self._pread(offset, length)
-        if data is None:
-            self._forget(chunks)
-        return data
+        first, last = self._unit(chunks[0], offset), self._unit(chunks[-1], offset + length - 1)
+        while True:
+            generation = self._generation
+            if self._map.states[first : last + 1].translate(None, PRESENT):
+                return None
+            data = self._pread(offset, length)
+            if data is None:
+                self._forget(chunks)
+                return None
+            if generation == self._generation:
+                self._map.used[chunks.start : chunks.stop] = self._shared.now
+                return data
 
-    def put(self, index: int, plain: bytes) -> None:
-        """Keep a verified chunk. Raises OSError when the disk is full or fails; nothing is marked then."""
-        start = int(self.chunks.start[index])
-        view = memoryview(plain)
-        while view:
-            written = os.pwrite(self._data, view, start)
-            start += written
-            view = view[written:]
-        self._units(index)[:] = WRITTEN
-        self._dirty = True
+    def missing_units(self, index: int) -> list[int]:
+        """Which units of a chunk are not there beyond doubt, counted from the chunk's first."""
+        return [unit for unit, state in enumerate(self._states(index)) if state not in PRESENT]
+
+    def complete(self) -> bool:
+        """Is every unit here, and on the disk? Then the kernel may read the data file itself. `flush` first."""
+        return self._ready and not self._map.states.translate(None, bytes((DURABLE,)))
+
+    @property
+    def held(self) -> bool:
+        return self._holds > 0
+
+    def hold(self) -> None:
+        """Drop nothing from now on: the kernel reads the data file. Holds are counted.
+
+        A mount outlives the daemon that made it, so a mark on the disk speaks for it until the next boot.
+        """
+        with self._lock:
+            if not self._holds:
+                (self.directory / "held").write_bytes(self._boot)
+            self._holds += 1
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        with self._lock:
+            self._holds -= 1
+            if not self._holds:
+                with suppress(OSError):
+                    (self.directory / "held").unlink()
+
+    def put(self, index: int, plain: bytes) -> bool:
+        """Keep a verified chunk. False when there is no room for it.
+
+        Raises OSError when the disk is full or fails; nothing is marked then.
+        """
+        return self._put(index, plain, len(plain))
+
+    def put_unit(self, index: int, unit: int, plain: bytes) -> bool:
+        """As `put_units`, for one."""
+        return self.put_units(index, {unit: plain})
+
+    def put_units(self, index: int, units: Mapping[int, bytes]) -> bool:
+        """Keep verified units of a chunk whose other units may be missing; units count from the chunk's first.
+
+        False and OSError as from `put`.
+        """
+        first, start = int(self._first_unit[index]), int(self.chunks.start[index])
+        with self._writing_to(index, sum(map(len, units.values()))) as admitted:
+            if admitted:
+                for unit, plain in units.items():
+                    self._write(start + unit * UNIT_SIZE, plain)
+                    self._map.set_proof(first + unit, hashlib.sha256(plain).digest())
+                    self._mark_written(first + unit, first + unit + 1, index)
+        return admitted
 
     def recheck(self, index: int) -> bytes | None:
-        """The bytes of a doubtful chunk if they match its digest; otherwise the chunk is missing from now on."""
-        state = self._units(index)
-        if (state == MISSING).any() or not (state == DOUBTFUL).any():
+        """Settle doubt about a chunk: units that prove themselves are present again, others missing.
+
+        The bytes of the chunk, if doubt about it was settled and it is all here.
+        """
+        states = self._states(index)
+        if DOUBTFUL not in states:
             return None
-        plain = self._pread(int(self.chunks.start[index]), self.chunks.length(index))
-        if plain is None or chunk_digest(plain) != self.chunks.digest(index):
-            log.warning("chunk %d did not survive the last stop; fetching it again", index)
-            self._forget(range(index, index + 1))
-            return None
-        state[:] = WRITTEN
-        self._dirty = True
-        return plain
+        if MISSING not in states:
+            plain = self._pread(int(self.chunks.start[index]), self.chunks.length(index))
+            if plain is not None and chunk_digest(plain) == self.chunks.digest(index):
+                # Written again, since pages of a write that failed look like any others (fsync(2)).
+                with suppress(OSError):
+                    self._put(index, plain, 0)
+                return plain
+        else:
+            proved = self._proved_units(index, [unit for unit, each in enumerate(states) if each == DOUBTFUL])
+            with suppress(OSError):
+                self.put_units(index, proved)
+        if DOUBTFUL in self._states(index):
+            log.warning("chunk %d of %s did not survive the last stop", index, self.directory.name)
+            self._forget(range(index, index + 1), doubtful_only=True)
+        return None
+
+    def drop(self, indexes: Iterable[int]) -> int:
+        """Give up chunks and the room that they take; those being written stay. Returns how many went.
+
+        Raises OSError when the disk fails: what is marked as missing then may still take room.
+        """
+        with self._lock:
+            if self._holds or not self._ready:
+                return 0
+            chosen = sorted({index for index in indexes if self._is_idle(index)})
+            found, touched = holes(self.chunks.start, chosen, self._is_free)
+            for index in chosen:
+                self._map.mark(int(self._first_unit[index]), int(self._first_unit[index + 1]), MISSING)
+                self._not_synced(range(index, index + 1))
+            self._generation += 1
+            self._punching |= touched
+        try:
+            self._map.sync()
+            with self._files.open(self._data) as descriptor:
+                for start, end in found:
+                    punch_hole(descriptor, start, end)
+        finally:
+            with self._lock:
+                self._punching -= touched
+        return len(chosen)
 
     def flush(self) -> None:
         """Make present units durable: the data first, then their marks. Raises OSError when the disk fails."""
         with self._lock:
-            if not self._dirty:
+            if self._unsynced is None or self._syncing is not None:
                 return
-            self._dirty = False
-            written = np.flatnonzero(self._state == WRITTEN)
-            try:
-                os.fdatasync(self._data)
-            except OSError:
-                # The kernel reports a lost write once and then takes its pages for clean (fsync(2)).
-                self._state[written] = DOUBTFUL
-                raise
-            self._state[written] = DURABLE
-            self._map.flush()
+            states = np.frombuffer(bytes(self._map.states), np.uint8)
+            self._syncing = states == WRITTEN
+            close, self._unsynced = self._unsynced, None
+        try:
+            with self._files.open(self._data) as descriptor:
+                os.fdatasync(descriptor)
+            self._settle(DURABLE)
+            self._map.sync()
+        except OSError:
+            # The kernel reports a lost write once and then takes its pages for clean (fsync(2)).
+            with suppress(OSError):
+                self._settle(DOUBTFUL)
+            raise
+        finally:
+            with self._lock:
+                self._syncing = None
+            close()
 
     def present_bytes(self) -> int:
         """Bytes of the device that are here, in whole units."""
-        present = (self._state == WRITTEN) | (self._state == DURABLE)
-        return min(int(present.sum()) * UNIT_SIZE, self.chunks.device_size)
+        missing = len(self._map.states.translate(None, PRESENT))
+        return min((len(self._map.states) - missing) * UNIT_SIZE, self.chunks.device_size)
 
-    def _forget(self, chunks: range) -> None:
-        # Not while `flush` syncs: what is written anew meanwhile would be marked with what it has synced.
+    @property
+    def _data(self) -> str:
+        return str(self.directory / "data")
+
+    def _prepare(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _make_data(self.directory, self.chunks.device_size)
+        self._map.load()
+        self._ready = True
+
+    def _put(self, index: int, plain: bytes, room: int) -> bool:
+        with self._writing_to(index, room) as admitted:
+            if admitted:
+                self._write(int(self.chunks.start[index]), plain)
+                self._mark_written(int(self._first_unit[index]), int(self._first_unit[index + 1]), index)
+        return admitted
+
+    @contextmanager
+    def _writing_to(self, index: int, size: int) -> Iterator[bool]:
+        """Whether the chunk may be written to inside; nobody drops it then."""
         with self._lock:
-            self._state[self._first_unit[chunks.start] : self._first_unit[chunks.stop]] = MISSING
+            if not self._ready:
+                self._prepare()
+            admitted = index not in self._punching and self._shared.admit(self, size)
+            if admitted:
+                if self._unsynced is None:
+                    self._unsynced = self._files.keep(self._data)
+                self._writing[index] += 1
+        try:
+            yield admitted
+        finally:
+            if admitted:
+                with self._lock:
+                    self._writing -= Counter((index,))
 
-    def _units(self, index: int) -> npt.NDArray[np.uint8]:
-        return self._state[self._first_unit[index] : self._first_unit[index + 1]]
+    def _write(self, offset: int, plain: bytes) -> None:
+        with self._files.open(self._data) as descriptor:
+            write_all(descriptor, plain, offset)
+
+    def _mark_written(self, first: int, stop: int, index: int) -> None:
+        with self._lock:
+            self._map.mark(first, stop, WRITTEN)
+            self._not_synced(range(index, index + 1))
+        self._map.used[index] = self._shared.now
+
+    def _is_idle(self, index: int) -> bool:
+        return index not in self._writing and index not in self._punching and any(self._states(index))
+
+    def _is_free(self, index: int) -> bool:
+        return index not in self._writing and not any(self._states(index))
+
+    def _settle(self, state: int) -> None:
+        """What was being synced has this state from now on, except what was written or dropped meanwhile."""
+        with self._lock:
+            states = np.frombuffer(bytes(self._map.states), np.uint8).copy()
+            states[self._syncing] = state
+            try:
+                self._map.write(0, states.tobytes())
+            finally:
+                if state == DOUBTFUL:
+                    self._map.states[:] = states.tobytes()
+
+    def _not_synced(self, chunks: range) -> None:
+        if self._syncing is not None:
+            self._syncing[self._first_unit[chunks.start] : self._first_unit[chunks.stop]] = False
+
+    def _forget(self, chunks: range, doubtful_only: bool = False) -> None:
+        first, stop = int(self._first_unit[chunks.start]), int(self._first_unit[chunks.stop])
+        with self._lock:
+            self._not_synced(chunks)
+            states = bytes(self._map.states[first:stop])
+            kept = (
+                states.replace(bytes((DOUBTFUL,)), bytes((MISSING,)))
+                if doubtful_only
+                else bytes(stop - first)
+            )
+            try:
+                self._map.write(first, kept)
+            except OSError:
+                self._map.states[first:stop] = kept
+
+    def _proved_units(self, index: int, units: Iterable[int]) -> dict[int, bytes]:
+        """Those that match their proofs."""
+        first, start, end = (
+            int(self._first_unit[index]),
+            int(self.chunks.start[index]),
+            int(self.chunks.start[index + 1]),
+        )
+        proved = {}
+        for unit in units:
+            offset = start + unit * UNIT_SIZE
+            plain = self._pread(offset, min(UNIT_SIZE, end - offset))
+            if plain is not None and hashlib.sha256(plain).digest() == self._map.proof(first + unit):
+                proved[unit] = plain
+        return proved
+
+    def _states(self, index: int) -> bytearray:
+        return self._map.states[self._first_unit[index] : self._first_unit[index + 1]]
 
     def _unit(self, index: int, offset: int) -> int:
         return int(self._first_unit[index]) + (offset - int(self.chunks.start[index])) // UNIT_SIZE
@@ -148,7 +357,8 @@ class LayerCache:
     def _pread(self, offset: int, length: int) -> bytes | None:
         """None where the disk does not give the bytes: they are fetched again then."""
         try:
-            data = os.pread(self._data, length, offset)
+            with self._files.open(self._data) as descriptor:
+                data = os.pread(descriptor, length, offset)
         except OSError as error:
             log.warning("reading the cache failed: %s", error.strerror)
             return None
@@ -160,50 +370,14 @@ def _first_units(chunks: ChunkTable) -> npt.NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(units))).astype(np.int64)
 
 
-def _open_data(directory: Path, size: int) -> int:
+def _make_data(directory: Path, size: int) -> None:
     """The data file; made anew where it has not the device's size."""
     descriptor = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_size != size:
             # The old marks go first: at no moment may they speak of a new file.
-            _remove_durably(directory / "map")
+            remove_durably(directory / "map")
             os.ftruncate(descriptor, 0)
             os.ftruncate(descriptor, size)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _remove_durably(path: Path) -> None:
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _open_map(path: Path, units: int, boot: bytes) -> mmap.mmap:
-    """The map as shared memory; made anew where it is not the map of this layer."""
-    header = _HEADER.pack(_MAGIC, boot, bytes.fromhex(path.parent.name), units)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        size = _HEADER_SIZE + units
-        old = os.pread(descriptor, _HEADER.size, 0)
-        usable = len(old) == _HEADER.size and os.fstat(descriptor).st_size == size
-        if not usable or old[:8] != header[:8] or old[44:] != header[44:]:
-            os.ftruncate(descriptor, 0)
-            os.posix_fallocate(descriptor, 0, size)
-        memory = mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
-    if memory[8:44] != boot:
-        state = np.frombuffer(memory, np.uint8)[_HEADER_SIZE:]
-        state[state == WRITTEN] = DOUBTFUL
-        del state
-    memory[: len(header)] = header
-    return memory

@@ -57,5 +57,4 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     yield make
     for each in opened:
         each.executor.shutdown()
-        if not each.cache._map.closed:
-            each.cache.close()
+        each.cache.close()

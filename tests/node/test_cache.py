@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.errors import NodeError
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.node import cache as cache_module
-from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.cache import DURABLE, LayerCache, boot_id
+from lazyfs.node.cache_map import HEADER_SIZE, UnitMap
 
 from .conftest import BOOT, KIB
-from .samples import TOC_NAME, Layer, has
+from .samples import PATIENCE, TOC_NAME, Layer, has
 
 NEXT_BOOT = b"1" * 36
 
@@ -79,7 +78,7 @@ def test_old_marks_never_speak_of_a_new_data_file(
     filled(directory, layer).close()
     os.truncate(directory / "data", 512)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(cache_module, "_open_map", killed)
+        patched.setattr(UnitMap, "load", killed)
         LayerCache(directory, layer.chunks, BOOT)
     assert (directory / "data").stat().st_size == len(layer.device)
     cache = LayerCache(directory, layer.chunks, BOOT)
@@ -115,7 +114,9 @@ def test_unknown_marks_are_not_trusted(directory: Path, layer: Layer) -> None:
     filled(directory, layer).close()
     path = directory / "map"
     raw = path.read_bytes()
-    path.write_bytes(raw[: -len(layer.chunks) - 10] + bytes(range(4, 17)))
+    units = raw[HEADER_SIZE:].index(bytes(1))
+    assert raw[HEADER_SIZE : HEADER_SIZE + units] == bytes((DURABLE,)) * units
+    path.write_bytes(raw[:HEADER_SIZE] + bytes(range(4, 4 + units)) + raw[HEADER_SIZE + units :])
     cache = LayerCache(directory, layer.chunks, BOOT)
     assert cache.read(len(layer.device) - 1, 1) is None
     assert cache.recheck(2) is None
@@ -163,16 +164,16 @@ def test_what_is_written_while_it_syncs_is_not_durable(
     writer = threading.Thread(target=again)
 
     def slow(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
         fdatasync(descriptor)
         writer.start()
-        written.wait(0.2)  # in vain, when all is right: the writer has to wait for us
+        assert written.wait(PATIENCE)
 
     monkeypatch.setattr(os, "pread", broken)
     monkeypatch.setattr(os, "fdatasync", slow)
     cache.flush()
     writer.join()
-    monkeypatch.setattr(os, "fdatasync", fdatasync)
-    cache._dirty = False  # the machine stops here
+    cache._unsynced = None  # the machine stops here
     cache.close()
     cache = LayerCache(directory, layer.chunks, NEXT_BOOT)
     assert present(cache) == [False, True, True]
@@ -192,17 +193,127 @@ def test_an_empty_layer(directory: Path) -> None:
 def test_no_room_for_a_new_cache(
     directory: Path, layer: Layer, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
+    """Nothing is kept then, and all that is asked for works; with the next chunk it is tried again."""
+
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    with monkeypatch.context() as patched, pytest.raises(NodeError, match="No space left") as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(os, call, full)
-        LayerCache(directory, layer.chunks, BOOT)
-    assert "free some space" in caught.value.hint
+        cache = LayerCache(directory, layer.chunks, BOOT)
+        assert present(cache) == [False] * 3
+        with pytest.raises(OSError, match="No space left"):
+            cache.put(1, layer.plain(1))
+        assert cache.recheck(1) is None
+        assert not cache.complete()
+        cache.flush()
+    cache.put(1, layer.plain(1))
+    assert present(cache) == [False, True, False]
+    cache.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def units_of(layer: Layer, index: int) -> list[bytes]:
+    plain = layer.plain(index)
+    return [plain[at : at + UNIT_SIZE] for at in range(0, len(plain), UNIT_SIZE)]
+
+
+def test_units_come_one_by_one(directory: Path, layer: Layer) -> None:
+    cache = LayerCache(directory, layer.chunks, BOOT)
+    units = units_of(layer, 0)
+    assert len(units) == 4
+    assert cache.put_units(0, {1: units[1], 3: units[3]})
+    assert cache.missing_units(0) == [0, 2]
+    assert cache.read(UNIT_SIZE, UNIT_SIZE) == units[1]
+    assert cache.read(3 * UNIT_SIZE, len(units[3])) == units[3]
+    assert cache.read(UNIT_SIZE - 1, 2) is None
+    assert cache.put_unit(0, 0, units[0])
+    assert cache.put_unit(0, 2, units[2])
+    assert cache.missing_units(0) == []
+    assert has(cache, 0)
+    cache.close()
+
+
+def test_a_chunk_over_some_of_its_units(directory: Path, layer: Layer) -> None:
+    cache = LayerCache(directory, layer.chunks, BOOT)
+    cache.put_unit(0, 2, units_of(layer, 0)[2])
+    assert cache.put(0, layer.plain(0))
+    assert present(cache) == [True, False, False]
+    cache.close()
+
+
+def test_units_without_their_sisters_prove_themselves(directory: Path, layer: Layer) -> None:
+    cache = LayerCache(directory, layer.chunks, BOOT)
+    units = units_of(layer, 0)
+    cache.put_units(0, {1: units[1], 2: units[2]})
+    cache._unsynced = None  # the machine stops before the next flush
+    cache.close()
+    with (directory / "data").open("r+b") as data:
+        data.seek(2 * UNIT_SIZE + 7)
+        data.write(b"lost")
+    cache = LayerCache(directory, layer.chunks, NEXT_BOOT)
+    assert cache.missing_units(0) == [0, 1, 2, 3]
+    assert cache.recheck(0) is None
+    assert cache.missing_units(0) == [0, 2, 3]
+    assert cache.read(UNIT_SIZE, UNIT_SIZE) == units[1]
+    cache.close()
+
+
+def test_complete_means_on_the_disk(directory: Path, layer: Layer) -> None:
     cache = filled(directory, layer)
+    assert not cache.complete()
+    cache.flush()
+    assert cache.complete()
+    cache.drop([1])
+    assert not cache.complete()
+    cache.close()
+
+
+def test_what_is_dropped_takes_no_room(directory: Path, layer: Layer) -> None:
+    cache = filled(directory, layer)
+    cache.flush()
+    data = directory / "data"
+    assert data.stat().st_blocks * 512 >= len(layer.device)
+    assert cache.drop([0, 2]) == 2
+    assert present(cache) == [False, True, False]
+    assert cache.read(100 * KIB, 512) == layer.plain(1)
+    assert data.stat().st_blocks * 512 <= 4096
+    assert cache.drop([1]) == 1
+    assert data.stat().st_blocks == 0
+    assert data.stat().st_size == len(layer.device)
+    cache.put(2, layer.plain(2))
+    assert present(cache) == [False, False, True]
+    cache.close()
+
+
+def test_what_is_held_is_not_dropped(directory: Path, layer: Layer) -> None:
+    cache = filled(directory, layer)
+    cache.hold()
+    cache.hold()
+    cache.release()
+    assert cache.held
+    assert cache.drop([0, 1]) == 0
     assert present(cache) == [True] * 3
+    cache.release()
+    assert cache.drop([0, 1]) == 2
+    cache.close()
+
+
+def test_what_is_dropped_while_it_syncs_stays_dropped(
+    directory: Path, layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = filled(directory, layer)
+    fdatasync = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        fdatasync(descriptor)
+        assert cache.drop([0]) == 1
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    cache.flush()
+    assert present(cache) == [False, True, True]
     cache.close()
 
 

@@ -54,7 +54,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def stop(self) -> None:
         """The process ends and cannot flush any more."""
-        self.cache._dirty = False
+        self.cache._unsynced = None
         self.cache.close()
 
     def teardown(self) -> None:
@@ -181,7 +181,7 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def doubt_is_never_shown(self) -> None:
         for index in range(len(LENGTHS)):
-            if (self.cache._units(index) == DOUBTFUL).any():
+            if DOUBTFUL in self.cache._states(index):
                 assert not has(self.cache, index)
 
 

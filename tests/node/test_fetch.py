@@ -257,7 +257,7 @@ def test_a_disk_that_does_not_give_back_costs_no_read(rig: Make, monkeypatch: py
 def test_after_a_reboot_only_what_was_lost_is_fetched(rig: Make) -> None:
     before = rig([40 * KIB] * 5)
     assert before.is_right()
-    before.cache._dirty = False  # the machine stops before the next flush
+    before.cache._unsynced = None  # the machine stops before the next flush
     before.cache.close()
     lost = 3 * 40 * KIB + 39 * KIB
     with (before.cache_directory / "data").open("r+b") as data:
