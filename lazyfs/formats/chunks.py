@@ -93,6 +93,11 @@ class ChunkTable:
     def length(self, index: int) -> int:
         return int(self.start[index + 1] - self.start[index])
 
+    def first_units(self) -> npt.NDArray[np.int64]:
+        """For each chunk how many units the chunks before it have; one element more, the units of all."""
+        units = -(-np.diff(self.start) // UNIT_SIZE)
+        return np.concatenate(([0], np.cumsum(units))).astype(np.int64)
+
     def shown(self, index: int, plain: bytes) -> bytes:
         """What the device shows of chunk `index`, from what its frame holds of the stream."""
         start, end = int(self.start[index]), int(self.start[index + 1])

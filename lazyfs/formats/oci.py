@@ -53,6 +53,10 @@ FOREIGN_LAYER_TYPES = frozenset(
 REF_NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 # containerd hands annotations of this prefix to the snapshotter as labels.
 TOC_ANNOTATION = "containerd.io/snapshot/lazyfs.toc"
+# On layers as well, for containerd; and on the pack's own artifact, where it is seen in a list of referrers.
+PACK_ANNOTATION = "containerd.io/snapshot/lazyfs.pack"
+# The artifact that holds a launch pack, and the blob in it.
+PACK_TYPE = "application/vnd.lazyfs.launch-pack.v1"
 # An artifact that the converter leaves beside a layer, for its next run.
 LAYER_RECORD_TYPE = "application/vnd.lazyfs.layer.v1"
 
@@ -71,6 +75,7 @@ _COMPRESSIONS = {
 }
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 _DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):[A-Za-z0-9=_-]+")
+_PACK_LOCATION = re.compile(r"(sha256:[0-9a-f]{64}):([1-9][0-9]{0,18})")
 _TOC_LOCATION = re.compile(r"(0|[1-9][0-9]{0,18}):(0|[1-9][0-9]{0,18}):([0-9a-f]{64})")
 
 
@@ -133,6 +138,25 @@ class TocLocation:
                 hint="convert the image again, with larger chunks if it is really that large",
             )
         return cls(offset, length, match[3])
+
+
+@dataclass(frozen=True, slots=True)
+class PackLocation:
+    """Which blob is the image's launch pack, and its size in bytes."""
+
+    digest: str
+    size: int
+
+    def format(self) -> str:
+        return f"{self.digest}:{self.size}"
+
+    @classmethod
+    def parse(cls, text: str) -> "PackLocation":
+        """Read the annotation's value."""
+        match = _PACK_LOCATION.fullmatch(text)
+        if match is None:
+            raise BadInputError(f"annotation {PACK_ANNOTATION} must be <digest>:<size>, not {short(text)}")
+        return cls(match[1], int(match[2]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from lazyfs.stores.archive_write import Draft, exclusive, reachable, write_archi
 from lazyfs.stores.base import BlobWriter, check_complete, named, read_verified, write_blob
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.reference import check_tag
+from lazyfs.stores.referrers import tag_referrer, tagged_referrers
 
 _MAX_OPENED = 8
 
@@ -139,6 +140,12 @@ class OciArchiveStore:
         entry = replace(descriptor, annotations={**descriptor.annotations, REF_NAME_ANNOTATION: tag})
         with self._lock:
             self._tagged[tag] = entry
+
+    def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        return tagged_referrers(self, digest, artifact_type)
+
+    def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        tag_referrer(self, subject, referrer)
 
     # What the formats differ in
 

@@ -117,6 +117,20 @@ class Store(Protocol):
         """
         ...
 
+    def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        """The artifacts of this type that have the manifest of this digest as their subject, the latest last.
+
+        Their annotations are those of the artifacts. Anybody who may write to the store may have put them there.
+        """
+        ...
+
+    def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        """Let ``referrer``, an artifact that was put and has ``subject``, be found by `referrers`.
+
+        It takes the place of those of its type, where the store keeps the list by a tag.
+        """
+        ...
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...

@@ -42,6 +42,7 @@ from lazyfs.stores._handles import HandleCache
 from lazyfs.stores._index import LAYOUT_VERSION, MAX_INDEX, check_version, resolve_in, tag_of, tags_of
 from lazyfs.stores.base import STREAM_PIECE, check_complete, named, read_verified, write_blob
 from lazyfs.stores.reference import check_tag
+from lazyfs.stores.referrers import tag_referrer, tagged_referrers
 
 _MAX_OPEN = 64
 _LOCK_TIMEOUT = 60.0
@@ -141,6 +142,12 @@ class LayoutStore:
             index = self._read_index()
             others = tuple(item for item in index.manifests if tag_of(item) != tag)
             self._write_index(replace(index, manifests=(*others, entry)))
+
+    def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        return tagged_referrers(self, digest, artifact_type)
+
+    def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        tag_referrer(self, subject, referrer)
 
     def _create(self) -> None:
         with explained(str(self._directory)):

@@ -34,6 +34,7 @@ from lazyfs.stores._index import LAYOUT_VERSION, resolve_digest, tag_of, tags_hi
 from lazyfs.stores.base import STREAM_PIECE, BlobWriter, check_complete, named, read_verified, write_blob
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG, check_tag
+from lazyfs.stores.referrers import tag_referrer, tagged_referrers
 from lazyfs.stores.s3_bucket import Bucket, open_bucket
 from lazyfs.stores.s3_upload import S3BlobWriter, remove_abandoned, to_base64
 
@@ -149,6 +150,12 @@ class S3Store:
             self._is_marked = True
         entry = replace(descriptor, annotations={**descriptor.annotations, REF_NAME_ANNOTATION: tag})
         self._put(key, Index((entry,)).to_bytes(), OCI_INDEX)
+
+    def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        return tagged_referrers(self, digest, artifact_type)
+
+    def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        tag_referrer(self, subject, referrer)
 
     def _put(self, key: str, data: bytes, media_type: str) -> None:
         checksum = to_base64(hashlib.sha256(data).digest())

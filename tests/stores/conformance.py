@@ -22,6 +22,7 @@ from lazyfs.errors import (
 from lazyfs.formats.oci import (
     DOCKER_FOREIGN_LAYER_GZIP,
     OCI_CONFIG,
+    OCI_EMPTY,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -29,11 +30,12 @@ from lazyfs.formats.oci import (
     ImageConfig,
     Index,
     Manifest,
+    parse_manifest,
     sha256_digest,
 )
 from lazyfs.stores import Reference, Store, load_image, write_blob
 
-from .samples import describe, make_sample, put_sample
+from .samples import describe, make_sample, put_referrer, put_sample
 
 ABSENT = sha256_digest(b"never written")
 
@@ -43,6 +45,7 @@ class StoreConformance:
     second_tag = "lib/app:v2"
     foreign_layer = Descriptor(DOCKER_FOREIGN_LAYER_GZIP, ABSENT, 5)
     blobs_written_at_once = 300
+    keeps_referrers = True
 
     # Blobs
 
@@ -231,6 +234,48 @@ class StoreConformance:
         assert (image.manifest_bytes, image.config_bytes) == (sample.manifest, sample.config)
         assert [diff_id for _, diff_id in image.layers] == [sha256_digest(layer) for layer in sample.layers]
         assert image.config.cmd == ("echo", "a")
+
+    # Referrers
+
+    def test_referrers_are_found_by_what_they_refer_to(self, store: Store) -> None:
+        if not self.keeps_referrers:
+            with pytest.raises(UnsupportedError):
+                put_referrer(store, put_sample(store, make_sample("a"), "v1"), "some/type", b"one")
+            return
+        subject = put_sample(store, make_sample("a"), "v1")
+        other = put_sample(store, make_sample("b"), "v2")
+        assert store.referrers(subject.digest, "some/type") == []
+        signature = put_referrer(store, subject, "a/signature", b"signature")
+        put_referrer(store, other, "some/type", b"of another")
+        first = put_referrer(store, subject, "some/type", b"one")
+        assert [item.digest for item in store.referrers(subject.digest, "some/type")] == [first.digest]
+        second = put_referrer(store, subject, "some/type", b"two")
+        (*_, latest) = store.referrers(subject.digest, "some/type")
+        assert (latest.digest, latest.size) == (second.digest, second.size)
+        assert latest.annotations == {"said": "two"}
+        manifest = parse_manifest(store.get_document(latest))
+        assert manifest.subject == subject
+        assert store.read(manifest.layers[0].digest, 0, 3) == b"two"
+        assert [item.digest for item in store.referrers(subject.digest, "a/signature")] == [signature.digest]
+        assert store.resolve("v1").digest == subject.digest
+
+    def test_a_referrer_is_no_image(self, store: Store) -> None:
+        if self.keeps_referrers:
+            subject = put_sample(store, make_sample("a"), "v1")
+            put_referrer(store, subject, "some/type", b"one")
+            assert store.resolve(None).digest == subject.digest
+
+    def test_a_referrer_that_is_not_complete_is_not_found(self, store: Store) -> None:
+        subject = put_sample(store, make_sample("a"), "v1")
+        manifest = Manifest(
+            describe(OCI_EMPTY, b"{}"),
+            (Descriptor("some/type", ABSENT, 5),),
+            subject=subject,
+            artifact_type="some/type",
+        )
+        with pytest.raises((StoreError, UnsupportedError)):
+            store.put_referrer(subject, store.put_document(manifest.to_bytes(), OCI_MANIFEST))
+        assert store.referrers(subject.digest, "some/type") == []
 
     def test_a_closed_store_reads_no_more(self, store: Store) -> None:
         digest, _ = write_blob(store, b"data")

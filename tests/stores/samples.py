@@ -2,10 +2,11 @@
 
 import io
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lazyfs.formats.oci import (
     OCI_CONFIG,
+    OCI_EMPTY,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -75,3 +76,15 @@ def put_index(store: Store, tag: str, entries: list[tuple[Descriptor, Platform |
     descriptor = store.put_document(Index(manifests).to_bytes(), OCI_INDEX)
     store.put_tag(tag, descriptor)
     return descriptor
+
+
+def put_referrer(store: Store, subject: Descriptor, artifact_type: str, data: bytes) -> Descriptor:
+    """An artifact of one blob that refers to an image."""
+    config = Descriptor(OCI_EMPTY, *write_blob(store, b"{}"))
+    layer = Descriptor(artifact_type, *write_blob(store, data))
+    said = {"said": data.decode()}
+    manifest = Manifest(config, (layer,), annotations=said, artifact_type=artifact_type, subject=subject)
+    descriptor = store.put_document(manifest.to_bytes(), OCI_MANIFEST)
+    entry = replace(descriptor, artifact_type=artifact_type, annotations=said)
+    store.put_referrer(subject, entry)
+    return entry

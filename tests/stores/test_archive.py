@@ -67,6 +67,8 @@ class TestOciArchive(StoreConformance):
 
 
 class TestDockerArchive(StoreConformance):
+    keeps_referrers = False
+
     @pytest.fixture
     def store(self, path: Path) -> Iterator[Store]:
         with opened("docker-archive", path, create=True) as store:

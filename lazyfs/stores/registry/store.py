@@ -16,20 +16,31 @@ from collections.abc import Iterator
 from typing import Self
 from urllib.parse import urlencode, urljoin
 
-from lazyfs.errors import IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError, UsageError
+from lazyfs.errors import (
+    BadInputError,
+    IntegrityError,
+    LazyfsError,
+    LimitError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
 from lazyfs.formats.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_DOCUMENT,
+    OCI_INDEX,
     Descriptor,
     parse_digest,
     parse_document,
+    parse_index,
     sha256_digest,
 )
 from lazyfs.formats.strict_json import MAX_INTEGER, load
 from lazyfs.stores.base import BlobWriter, Store, check_complete, named, read_verified, verify, write_blob
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG
+from lazyfs.stores.referrers import is_of_type, read_list, referrers_tag, tag_referrer
 from lazyfs.stores.registry.blobs import blob_size, read_range, stream_blob
 from lazyfs.stores.registry.client import RegistryClient
 from lazyfs.stores.registry.connection import Response, split_url
@@ -61,6 +72,7 @@ class RegistryStore:
         self._writable = create
         self._client = RegistryClient(name, options, push=create)
         self._documents = _Documents()
+        self._has_referrers_api = True
 
     @property
     def url(self) -> str:
@@ -153,18 +165,48 @@ class RegistryStore:
         check_complete(self, descriptor)
         self._put_manifest(tag, self.get_document(descriptor), descriptor.media_type)
 
+    def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        parse_digest(digest)
+        if self._has_referrers_api:
+            request = Request(
+                "GET",
+                f"referrers/{digest}?{urlencode({'artifactType': artifact_type})}",
+                f"referrers of {digest}",
+                headers={"Accept": OCI_INDEX},
+            )
+            try:
+                data = self._client.run(request, lambda answer: answer.read_all(MAX_DOCUMENT))
+                with named(f"referrers of {digest} in {self.url}"):
+                    listed = parse_index(data).manifests
+                return [item for item in listed if is_of_type(item, artifact_type)]
+            except (NotFoundError, BadInputError):
+                # What answers something else is a registry that is older than the API.
+                self._has_referrers_api = False
+        try:
+            found = self._manifest(referrers_tag(digest), "pull")
+        except NotFoundError:
+            return []
+        return [item for item in read_list(self, found) if is_of_type(item, artifact_type)]
+
+    def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
+        # Written again, since only the answer to a PUT says whether the registry keeps the list itself.
+        kept = self._put_manifest(referrer.digest, self.get_document(referrer), referrer.media_type)
+        if not kept:
+            tag_referrer(self, subject, referrer)
+
     def _check_writable(self) -> None:
         if not self._writable:
             raise StoreError(f"{self.url} was opened for reading alone")
 
-    def _put_manifest(self, name: str, data: bytes, media_type: str) -> None:
+    def _put_manifest(self, name: str, data: bytes, media_type: str) -> bool:
+        """Does the registry keep a list of what refers to the subject?"""
         self._check_writable()
         headers = {"Content-Type": media_type}
         accepted = frozenset({200, 201, 202})
         what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
         request = Request("PUT", f"manifests/{name}", what, "push", headers, data, accepted)
         try:
-            self._client.run(request, lambda _: None)
+            keeps_list = self._client.run(request, lambda answer: "OCI-Subject" in answer.headers)
         except (NotFoundError, StoreError) as error:
             if isinstance(error, StoreError) and "BLOB_UNKNOWN" not in error.message:
                 raise
@@ -172,6 +214,7 @@ class RegistryStore:
                 error.message, hint="write every blob before the manifest that names it"
             ) from error
         self._documents.keep(sha256_digest(data), data)
+        return keeps_list
 
     def _manifest(self, name: str, capability: str) -> Descriptor:
         """Fetch a manifest or an index; it is kept, since whoever resolves a name reads what it names."""
