@@ -31,6 +31,7 @@ TEST_PACKAGES="
     libarchive-tools=bsdtar
     docker-registry=docker-registry
     openssl=openssl
+    nginx-light=nginx
 "
 
 say() { printf 'setup: %s\n' "$*" >&2; }
