@@ -1,0 +1,94 @@
+"""`lazyfs-snapshotter --root DIR --address SOCK`: the process, in the foreground until SIGTERM."""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from lazyfs.errors import BusyError, LazyfsError, NodeError
+from snapshotter.lifecycle import Snapshots
+from snapshotter.service import serving
+
+log = logging.getLogger("snapshotter")
+
+
+@click.command(
+    help="""Serve containerd as a snapshotter, on a unix socket, until SIGTERM.
+
+    \b
+    In containerd's configuration:
+      [proxy_plugins.lazyfs]
+        type = "snapshot"
+        address = "/run/lazyfs/snapshotter.sock"
+    """
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/lazyfs-snapshotter"),
+    show_default=True,
+    help="Where snapshots and their records are kept.",
+)
+@click.option(
+    "--address",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/run/lazyfs/snapshotter.sock"),
+    show_default=True,
+    help="The unix socket to serve on.",
+)
+def main(root: Path, address: Path) -> None:
+    levels = logging.getLevelNamesMapping()
+    logging.basicConfig(
+        level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        _run(Path(os.path.realpath(root)), address.absolute())
+    except LazyfsError as error:
+        click.echo(f"lazyfs-snapshotter: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  hint: {error.hint}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _run(root: Path, address: Path) -> None:
+    signals = {signal.SIGTERM, signal.SIGINT}
+    # Before any thread is made, so that none of them takes the signal.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    with _only_one(root):
+        snapshots = Snapshots(root)
+        try:
+            with serving(snapshots, address):
+                log.info("serving %s on %s", root, address)
+                log.info("%s: stopping", signal.Signals(signal.sigwait(signals)).name)
+        finally:
+            snapshots.close()
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Only one process for a root; the lock goes with the process, whatever ends it."""
+    try:
+        root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(f"{root}: {error.strerror}", hint="choose another --root, or run as root") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise BusyError(f"another process serves {root}", hint="end it, or choose another --root") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What snapshots have on disk: `snapshots/<id>/fs`, and `work` beside it for an overlay to write through.
+
+A directory is made as `snapshots/new-…` and renamed when it has its id, and taken away the other way round: so
+whatever is named by a number is whole. What is named otherwise belongs to nobody once no call is under way.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import mkdtemp
+
+from lazyfs.errors import NodeError
+from lazyfs.mount.mountinfo import list_mounts
+from lazyfs.mount.syscalls import unmount
+
+log = logging.getLogger(__name__)
+
+_NEW, _OLD = "new-", "old-"
+
+
+class Directories:
+    """The directories below `<root>/snapshots`. Callers see to it that nobody makes one while others are forsaken."""
+
+    def __init__(self, root: Path) -> None:
+        self._base = root / "snapshots"
+        try:
+            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise NodeError(f"{self._base}: {error.strerror}", hint="choose another --root") from error
+
+    def fs(self, number: int) -> Path:
+        """What the snapshot itself holds; of a lazy one, where its image is shown."""
+        return self._base / str(number) / "fs"
+
+    def work(self, number: int) -> Path:
+        return self._base / str(number) / "work"
+
+    def make(self, writable: bool) -> Path:
+        """A new directory that has no number yet."""
+        try:
+            directory = Path(mkdtemp(prefix=_NEW, dir=self._base))
+            (directory / "fs").mkdir(mode=0o755)
+            (directory / "fs").chmod(0o755)
+            if writable:
+                (directory / "work").mkdir(mode=0o711)
+        except OSError as error:
+            raise NodeError(f"{error.filename}: {error.strerror}", hint="free some space") from error
+        return directory
+
+    def place(self, directory: Path, number: int) -> None:
+        """Give a new directory its number."""
+        target = self._base / str(number)
+        try:
+            if target.exists():
+                # Of a call that was killed between this rename and the end of its transaction.
+                self._forsake(target)
+            directory.rename(target)
+        except OSError as error:
+            raise NodeError(f"{target}: {error.strerror}", hint="free some space") from error
+
+    def forsake(self, kept: set[int]) -> None:
+        """Take their numbers from the directories whose number is not `kept`, and their mounts away."""
+        for entry in os.scandir(self._base):
+            if not (entry.name.isdigit() and int(entry.name) in kept) and not entry.name.startswith(_OLD):
+                self._forsake(Path(entry.path))
+
+    def delete(self, directories: Iterable[Path] | None = None) -> None:
+        """Delete directories, by default all that were forsaken; what cannot be deleted is left for the next time."""
+        for directory in self._base.glob(f"{_OLD}*") if directories is None else directories:
+            shutil.rmtree(directory, onerror=_log_failure)
+
+    def _forsake(self, directory: Path) -> None:
+        for mounted in list_mounts(directory):
+            unmount(mounted.target, detach=True)
+        directory.rename(Path(mkdtemp(prefix=_OLD, dir=self._base)) / directory.name)
+
+
+def _log_failure(function: object, path: str, reason: object) -> None:
+    if isinstance(reason, tuple) and not isinstance(reason[1], FileNotFoundError):
+        log.warning("cannot delete %s: %s", path, reason[1])

@@ -1,0 +1,101 @@
+"""The process: start, end, and what it finds from before."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from lazyfs.errors import UnsupportedError
+from snapshotter.records import Records
+
+from .client import Client, Service, code_of
+
+
+def test_records_outlive_the_process(service: Service) -> None:
+    client = service.start().client()
+    mounts = client.prepare("a", labels={"x": "y"})
+    client.close()
+    assert service.stop() == 0
+    assert not service.socket.exists()
+    client = service.start().client()
+    assert client.mounts("a") == mounts
+    assert dict(client.stat("a").labels) == {"x": "y"}
+    client.close()
+    assert service.stop(signal.SIGINT) == 0
+
+
+def test_started_again_after_a_kill(service: Service) -> None:
+    service.start().client().close()
+    service.stop(signal.SIGKILL)
+    assert service.socket.exists()
+    client = service.start().client()
+    assert client.names() == []
+    client.close()
+
+
+def test_the_socket_is_roots_alone(service: Service) -> None:
+    service.start()
+    assert service.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_one_process_for_a_root_and_a_socket(service: Service, tmp_path: Path) -> None:
+    service.start()
+    for root, address in ((service.root, tmp_path / "s"), (tmp_path / "root", service.socket)):
+        second = subprocess.run(
+            [sys.executable, "-m", "snapshotter", "--root", root, "--address", address],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert second.returncode == 8
+        assert second.stderr.startswith("lazyfs-snapshotter: another process serves")
+    client = service.client()
+    assert client.names() == []
+    client.close()
+
+
+def test_what_it_does_not_know(service: Service) -> None:
+    service.start()
+    with grpc.insecure_channel(f"unix:{service.socket}") as channel:
+        for method in ("/containerd.services.snapshots.v1.Snapshots/Nothing", "/other.Service/Prepare"):
+            with pytest.raises(grpc.RpcError) as info:
+                channel.unary_unary(method)(b"", timeout=10)
+            assert code_of(info.value) == "UNIMPLEMENTED"
+        prepare = channel.unary_unary("/containerd.services.snapshots.v1.Snapshots/Prepare")
+        with pytest.raises(grpc.RpcError):
+            prepare(b"\xff\xff\xff", timeout=10)
+
+
+def test_records_of_a_later_version(tmp_path: Path) -> None:
+    Records(tmp_path / "db").close()
+    with sqlite3.connect(tmp_path / "db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(UnsupportedError, match="later version"):
+        Records(tmp_path / "db")
+
+
+def test_damaged_records(service: Service) -> None:
+    service.root.mkdir()
+    (service.root / "records.db").write_bytes(b"not a database" * 1000)
+    service.start(wait=False)
+    assert service.process is not None
+    assert service.process.wait(30) == 7
+    service.process = None
+    assert "records.db: file is not a database" in service.log.read_text()
+
+
+def test_clients_that_go_away(service: Service) -> None:
+    service.start()
+    clients = [Client(service.socket) for _ in range(20)]
+    for each in clients:
+        each.prepare(f"by {id(each)}")
+        each.close()
+    client = service.client()
+    assert len(client.names()) == 20
+    client.close()
