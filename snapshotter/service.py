@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lazyfs.errors import BusyError, LazyfsError, NodeError
+from lazyfs.errors import BusyError, LazyfsError, NodeError, UsageError
 from snapshotter.lifecycle import Snapshots
 from snapshotter.mounts import Mount
 from snapshotter.proto import mount_pb2
@@ -125,38 +126,38 @@ def _clear(address: Path) -> None:
 
 
 def _handler(service: SnapshotsService) -> grpc.GenericRpcHandler:
-    methods = pb.DESCRIPTOR.services_by_name["Snapshots"].methods
     calls: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for method in methods:
+    for method in pb.DESCRIPTOR.services_by_name["Snapshots"].methods:
         function = getattr(service, method.name.lower())
-        make = (
-            grpc.unary_stream_rpc_method_handler
+        parse = getattr(pb, method.input_type.name).FromString
+        # Messages come as bytes, so that one which cannot be read gets an answer like any other.
+        calls[method.name] = (
+            grpc.unary_stream_rpc_method_handler(_stream(function, parse))
             if method.server_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        guard = _stream if method.server_streaming else _unary
-        calls[method.name] = make(
-            guard(function),
-            request_deserializer=getattr(pb, method.input_type.name).FromString,
-            response_serializer=lambda message: message.SerializeToString(),
+            else grpc.unary_unary_rpc_method_handler(_unary(function, parse))
         )
     return grpc.method_handlers_generic_handler(NAME, calls)
 
 
-def _unary(function: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+def _unary(
+    function: Callable[[Any], Message], parse: Callable[[bytes], Any]
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            return function(request)
+            return function(parse(request)).SerializeToString()
         except Exception as error:  # noqa: BLE001 - the boundary: an answer whatever happens
             _fail(context, error)
 
     return answer
 
 
-def _stream(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
-    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+def _stream(
+    function: Callable[[Any], Iterator[Message]], parse: Callable[[bytes], Any]
+) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    def answer(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            yield from function(request)
+            for message in function(parse(request)):
+                yield message.SerializeToString()
         except Exception as error:  # noqa: BLE001 - the boundary: an answer whatever happens
             _fail(context, error)
 
@@ -164,6 +165,8 @@ def _stream(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any, grpc.Ser
 
 
 def _fail(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    if isinstance(error, DecodeError):
+        error = UsageError(f"not a message of {NAME}: {error}")
     if not isinstance(error, LazyfsError):
         log.error("a call failed", exc_info=error)
         error = NodeError(f"{type(error).__name__}: {error}")

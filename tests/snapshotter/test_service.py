@@ -61,14 +61,19 @@ def test_one_process_for_a_root_and_a_socket(service: Service, tmp_path: Path) -
 
 def test_what_it_does_not_know(service: Service) -> None:
     service.start()
-    with grpc.insecure_channel(f"unix:{service.socket}") as channel:
-        for method in ("/containerd.services.snapshots.v1.Snapshots/Nothing", "/other.Service/Prepare"):
-            with pytest.raises(grpc.RpcError) as info:
-                channel.unary_unary(method)(b"", timeout=10)
-            assert code_of(info.value) == "UNIMPLEMENTED"
-        prepare = channel.unary_unary("/containerd.services.snapshots.v1.Snapshots/Prepare")
-        with pytest.raises(grpc.RpcError):
-            prepare(b"\xff\xff\xff", timeout=10)
+    for method, request, code in (
+        ("/containerd.services.snapshots.v1.Snapshots/Nothing", b"", "UNIMPLEMENTED"),
+        ("/other.Service/Prepare", b"", "UNIMPLEMENTED"),
+        ("/containerd.services.snapshots.v1.Snapshots/Prepare", b"\xff\xff", "INVALID_ARGUMENT"),
+        ("/containerd.services.snapshots.v1.Snapshots/Stat", b"", "NOT_FOUND"),
+    ):
+        with (
+            grpc.insecure_channel(f"unix:{service.socket}") as channel,
+            pytest.raises(grpc.RpcError) as info,
+        ):
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+            call(request, timeout=10)
+        assert code_of(info.value) == code
 
 
 def test_records_of_a_later_version(tmp_path: Path) -> None:
