@@ -5,8 +5,10 @@ one machine and removing the directory removes the node.
 """
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lazyfs.errors import UsageError
 
@@ -72,6 +74,11 @@ class NodePaths:
         return self.root / "m"
 
     @property
+    def settings(self) -> Path:
+        """What the node's owner has chosen (TOML); see `read_settings`."""
+        return self.root / "config.toml"
+
+    @property
     def cache(self) -> Path:
         """One directory per layer: the device as a sparse file, and the map of what is there."""
         return self.root / "cache"
@@ -93,3 +100,31 @@ class NodePaths:
     def mounts(self) -> Path:
         """One record per `lazyfs mount`, so that `lazyfs umount` knows what belongs to it."""
         return self.root / "mounts"
+
+
+SECTIONS = ("stores",)
+MAX_SETTINGS = 1 << 20
+
+
+def read_settings(paths: NodePaths, section: str) -> dict[str, Any]:
+    """One section of the node's `config.toml`, {} where there is none. UsageError when the file cannot be meant."""
+    try:
+        data = paths.settings.read_bytes()
+        if len(data) > MAX_SETTINGS:
+            raise UsageError(f"{paths.settings} has {len(data)} bytes", hint=f"the limit is {MAX_SETTINGS}")
+        tree = tomllib.loads(data.decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(
+            f"{paths.settings}: {error.strerror}", hint="make it readable, or remove it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{paths.settings} is not TOML: {error}", hint="see docs/operations.md") from error
+    for name, values in tree.items():
+        if name not in SECTIONS or not isinstance(values, dict):
+            raise UsageError(
+                f"{paths.settings}: {name!r} is no section", hint=f"there are: {', '.join(SECTIONS)}"
+            )
+    found: dict[str, Any] = tree.get(section, {})
+    return found

@@ -40,6 +40,10 @@ class Registry:
     storage: Path
     log: list[bytes] = field(default_factory=list)
 
+    @property
+    def port(self) -> int:
+        return int(self.host.rpartition(":")[2])
+
     def uploads(self) -> list[Path]:
         """Uploads that were begun and neither finished nor given up."""
         # It leaves some debris of each, but never this file.
@@ -48,7 +52,11 @@ class Registry:
 
 @contextmanager
 def run_registry(
-    directory: Path, *, auth: dict[str, Any] | None = None, tls: dict[str, Any] | None = None
+    directory: Path,
+    *,
+    auth: dict[str, Any] | None = None,
+    tls: dict[str, Any] | None = None,
+    port: int = 0,
 ) -> Iterator[Registry]:
     directory.mkdir(parents=True, exist_ok=True)
     storage = directory / "storage"
@@ -57,7 +65,7 @@ def run_registry(
         "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(storage)}, "delete": {"enabled": True}},
         "validation": {"manifests": {"urls": {"allow": [".*"]}}},
-        "http": {"addr": "127.0.0.1:0", "secret": "for tests", **({"tls": tls} if tls else {})},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": "for tests", **({"tls": tls} if tls else {})},
         **({"auth": auth} if auth else {}),
     }
     path = directory / "config.yml"

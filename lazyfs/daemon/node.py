@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import NodeError
+from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.formats import bootstrap, toc
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
@@ -23,6 +23,7 @@ from lazyfs.node.fetch import BlobSource, Fetcher
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse_reference
+from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ class Node:
         self._table = table
         self._lock = threading.Lock()
         self._boot = boot_id()
+        self.settings = NodeStores.read(paths)
         self._stores: dict[tuple[str, str], Store] = {}
+        self._mirrors: dict[str, list[Store]] = {}
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
         self._opening: dict[str, threading.Lock] = {}
@@ -74,8 +77,7 @@ class Node:
         `bootstrap`, `devices` (paths, lowest layer first), `layers` (their device numbers), `config` (what
         a run reads of the image's config), `digest`, `reference`.
         """
-        reference = parse_reference(reference_text).absolute(directory)
-        store = self._store(reference)
+        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
         image = load_image(store, reference)
         self.timeline.small_read(len(image.manifest_bytes))
         self.timeline.small_read(len(image.config_bytes))
@@ -143,12 +145,24 @@ class Node:
             **self.timeline.counters(),
         }
 
+    def find_store(self, reference: Reference) -> tuple[Store, Reference]:
+        """The store of an image, and what the image is called there."""
+        found = self.settings.locate(reference)
+        with self._lock:
+            store = self._store(found)
+            self._mirrors[store.url] = mirrors = []
+            for mirror in self.settings.mirrors_of(found):
+                try:
+                    mirrors.append(self._store(mirror))
+                except LazyfsError as error:
+                    log.warning("%s: %s; doing without this mirror", found, error)
+        return store, found
+
     def _store(self, reference: Reference) -> Store:
         name = reference.transport, reference.location
-        with self._lock:
-            if name not in self._stores:
-                self._stores[name] = open_store(reference)
-            return self._stores[name]
+        if name not in self._stores:
+            self._stores[name] = open_store(reference)
+        return self._stores[name]
 
     def _open_layer(self, store: Store, layer: Descriptor, diff_id: str) -> Layer:
         location = layer.toc_location()
@@ -159,7 +173,7 @@ class Node:
             known = self._layers.get(location.sha256)
             if known is not None:
                 check_toc(known.toc, layer, diff_id)
-                known.fetcher.prefer(BlobSource(store, layer.digest, known.toc.codec))
+                self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
                 return known
             opened = self._new_layer(store, layer, diff_id, location)
             with self._lock:
@@ -172,6 +186,7 @@ class Node:
         fetcher = Fetcher(
             layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline
         )
+        self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LayerDevice(cache, fetcher)
         with self._lock:
             inode = self._next_inode
@@ -179,6 +194,11 @@ class Node:
             self._blobs[inode] = layer.digest
         self._table.add(inode, str(inode), device)
         return Layer(inode, decoded, cache, fetcher, device, layer.digest, location.sha256)
+
+    def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:
+        """Ask the store's mirrors first from now on, then the store itself."""
+        for source in (store, *reversed(self._mirrors.get(store.url, []))):
+            fetcher.prefer(BlobSource(source, blob, codec))
 
     def _toc_bytes(self, store: Store, layer: Descriptor, location: TocLocation) -> bytes:
         """The TOC from this machine if it is here and undamaged, else from the store."""

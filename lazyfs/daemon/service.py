@@ -20,6 +20,7 @@ import trio
 from lazyfs.config import NodePaths
 from lazyfs.daemon.api import Call, ControlServer
 from lazyfs.daemon.client import DaemonClient, locked
+from lazyfs.daemon.image_server import ImageServer
 from lazyfs.daemon.node import Node
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.mount.attach import open_and_mount, serve, tune
@@ -45,6 +46,8 @@ def run(paths: NodePaths, on_ready: Callable[[], None]) -> None:
             table = DeviceTable()
             node = Node(paths, table)
             undo.callback(node.close)
+            if node.settings.served:
+                _serve_images(node, undo)
             descriptor = open_and_mount(paths.fuse)
             undo.callback(os.close, descriptor)
             undo.callback(unmount, paths.fuse, detach=True)
@@ -54,6 +57,16 @@ def run(paths: NodePaths, on_ready: Callable[[], None]) -> None:
             f"{paths.root}: {error}", hint="free some space, or choose another directory with --root"
         ) from error
     log.info("ended")
+
+
+def _serve_images(node: Node, undo: ExitStack) -> None:
+    try:
+        server = ImageServer(node.settings.listen, node.find_store)
+    except NodeError as error:
+        # Running containers need their bytes more than new ones this way to their manifests.
+        log.error("images are not served: %s (%s)", error, error.hint)
+    else:
+        undo.callback(server.close)
 
 
 def _clear(paths: NodePaths) -> None:
