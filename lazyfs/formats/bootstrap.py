@@ -11,9 +11,11 @@ given is only what this module can write. `docs/format.md` draws the layout:
     blocks  directory blocks, then the targets of long symlinks
 
 Files have the layout "flat plain" and a block address in one address space: the bootstrap's own blocks,
-then each device at its mapped block address. So an inode is 64 bytes, a file of any size needs no
-chunk index, and the same bootstrap also serves where metadata and devices are joined in one file.
-Only sparse files are chunk based.
+then each device at its mapped block address. So an inode is 64 bytes and a file of any size needs no
+chunk index. Only sparse files are chunk based.
+
+It comes in two shapes: SEPARATE, the blocks of tar and a device for each layer; JOINED, the blocks and the
+one device that the oldest EROFS knows, for a file in which the data follow the metadata (see `spread`).
 """
 
 import stat
@@ -27,7 +29,7 @@ import numpy.typing as npt
 from lazyfs.errors import LimitError
 from lazyfs.formats import erofs
 from lazyfs.formats.bootstrap_dirs import Directories, lay_out_directories
-from lazyfs.formats.erofs import BLOCK, INODE, SLOT
+from lazyfs.formats.erofs import INODE, SLOT
 from lazyfs.formats.image_tree import ImageTree, ranges
 from lazyfs.formats.toc import Xattrs
 
@@ -42,10 +44,22 @@ MAX_DEVICES = 4096
 """Behind their table lies the root directory, whose nid has 16 bits."""
 _MAX_CHUNK_BITS = 31
 _DEVICE_ALIGNMENT = 4096
-_FIRST_SLOT_SIZE_CLASS = 96
 
 Ints = npt.NDArray[np.int64]
 Buffer = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`block` bytes to a block; with a `device_table` data lie in devices, else behind the metadata."""
+
+    block: int
+    device_table: bool
+
+
+SEPARATE = Shape(block=512, device_table=True)
+JOINED = Shape(block=4096, device_table=False)
+"""Needs no feature of EROFS, so each kernel that has EROFS mounts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +79,37 @@ class _SparseFile:
     addresses: Ints
 
 
-def build(tree: ImageTree, device_sizes: Sequence[int]) -> bytes:
-    """The bootstrap of an image, whose layers' devices have `device_sizes` bytes (multiples of 512), lowest first.
+def build(tree: ImageTree, device_sizes: Sequence[int], shape: Shape = SEPARATE) -> bytes:
+    """The bootstrap of an image, whose layers' devices have `device_sizes` bytes (multiples of a block), lowest first.
 
-    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB), or where the bootstrap
-    would be larger than MAX_SIZE: a small TOC can ask for very much.
+    JOINED takes what `spread.spread` makes: one device and no sparse files; it begins where the bootstrap ends.
+    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB, joined 16), or where
+    the bootstrap would be larger than MAX_SIZE: a small TOC can ask for very much.
     """
+    block = shape.block
     if len(device_sizes) > MAX_DEVICES:
         raise LimitError(f"the image has {len(device_sizes)} layers, the limit is {MAX_DEVICES}")
     areas = [_xattr_area(pairs) for pairs in tree.xattr_sets]
-    first_inode = _align(erofs.SUPERBLOCK_OFFSET + 128 + erofs.DEVICE_SLOT_SIZE * len(device_sizes), BLOCK)
+    first_inode = _align(erofs.SUPERBLOCK_OFFSET + 128 + erofs.DEVICE_SLOT_SIZE * len(device_sizes), block)
     chunked = _plan_all_sparse(tree)
-    place = _place_inodes(tree, areas, chunked, first_inode)
-    directories = lay_out_directories(tree, place.offset // SLOT)
-    _limit_size(place.end + BLOCK * len(tree.counts))
-    long_symlinks, link_blocks = _long_symlinks(tree, place)
-    directory_block = _align(place.end, BLOCK) // BLOCK
-    link_block = directory_block + len(directories.blocks) // BLOCK
-    own_size = (link_block + int(link_blocks.sum())) * BLOCK
+    place = _place_inodes(tree, areas, chunked, first_inode, block)
+    _limit_size(place.end + block * len(tree.counts))
+    directories = lay_out_directories(tree, place.offset // SLOT, block)
+    long_symlinks, link_blocks = _long_symlinks(tree, place, block)
+    directory_block = _align(place.end, block) // block
+    link_block = directory_block + len(directories.blocks) // block
+    own_size = (link_block + int(link_blocks.sum())) * block
     _limit_size(own_size)
-    bases = _device_bases(own_size, device_sizes)
+    bases = _device_bases(own_size, device_sizes, block)
 
     image = np.zeros(own_size, np.uint8)
-    _write_header(image, tree, int(place.offset[0]), device_sizes, bases)
-    address = _data_addresses(tree, bases, directories, directory_block)
+    _write_header(image, tree, int(place.offset[0]), bases, device_sizes, shape)
+    address = _data_addresses(tree, bases, directories, directory_block, block)
     address[long_symlinks] = link_block + np.cumsum(link_blocks) - link_blocks
     _write_inodes(image, tree, place, address, directories)
     _write_tails(image, tree, place, areas, chunked, bases)
-    image[directory_block * BLOCK : link_block * BLOCK] = directories.blocks
-    _write_long_targets(image, tree, long_symlinks, address)
+    image[directory_block * block : link_block * block] = directories.blocks
+    _write_long_targets(image, tree, long_symlinks, address * block)
     return image.tobytes()
 
 
@@ -109,20 +125,23 @@ def _limit_size(size: int) -> None:
         )
 
 
-def _device_bases(own_size: int, device_sizes: Sequence[int]) -> Ints:
+def _device_bases(own_size: int, device_sizes: Sequence[int], block: int) -> Ints:
     """First block of each device in the common address space; the last element is its end."""
     at = _align(own_size, _DEVICE_ALIGNMENT)
     bases = []
     for size in device_sizes:
-        bases.append(at // BLOCK)
+        bases.append(at // block)
         at = _align(at + size, _DEVICE_ALIGNMENT)
-    bases.append(at // BLOCK)
+    bases.append(at // block)
     if bases[-1] >= erofs.MAX_BLOCKS:
-        raise LimitError(f"the image has {at} bytes, EROFS with 512-byte blocks addresses 2 TiB")
+        limit = block * (erofs.MAX_BLOCKS + 1) >> 40
+        raise LimitError(f"the image has {at} bytes, EROFS with {block}-byte blocks addresses {limit} TiB")
     return np.array(bases, np.int64)
 
 
-def _place_inodes(tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile], first: int) -> _Placement:
+def _place_inodes(
+    tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile], first: int, block: int
+) -> _Placement:
     """Give every inode its offset, so that neither a core nor an inline target crosses a block."""
     kind = tree.inodes.mode & 0o170000
     size = tree.inodes.size.astype(np.int64)
@@ -130,7 +149,7 @@ def _place_inodes(tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile
     area_sizes = np.array([0] + [len(area) for area in areas], np.int64)
     xattr_size = area_sizes[tree.inodes.xattrs]
     layout = np.full(count, erofs.LAYOUT_PLAIN, np.int64)
-    short = (kind == stat.S_IFLNK) & (xattr_size == 0) & (size <= BLOCK - INODE.itemsize)
+    short = (kind == stat.S_IFLNK) & (xattr_size == 0) & (size <= block - INODE.itemsize)
     layout[short] = erofs.LAYOUT_INLINE
     extra = xattr_size.copy()
     for file in chunked:
@@ -143,13 +162,15 @@ def _place_inodes(tree: ImageTree, areas: list[bytes], chunked: list[_SparseFile
     others = ~short & (np.arange(count) > 0)
     plain = np.flatnonzero(others & (extra == 0))
     offset[plain] = start + INODE.itemsize * np.arange(len(plain))
-    at = _align(start + INODE.itemsize * len(plain), BLOCK)
-    for slot in range(_FIRST_SLOT_SIZE_CLASS, BLOCK + 1, SLOT):
-        members = np.flatnonzero(short & (_round_up(INODE.itemsize + size, SLOT) == slot))
-        per_block = BLOCK // slot
+    at = _align(start + INODE.itemsize * len(plain), block)
+    symlinks = np.flatnonzero(short)
+    slots = _round_up(INODE.itemsize + size[symlinks], SLOT)
+    for slot in np.unique(slots).tolist():
+        members = symlinks[slots == slot]
+        per_block = block // slot
         nth = np.arange(len(members))
-        offset[members] = at + nth // per_block * BLOCK + nth % per_block * slot
-        at += -(-len(members) // per_block) * BLOCK
+        offset[members] = at + nth // per_block * block + nth % per_block * slot
+        at += -(-len(members) // per_block) * block
     large = np.flatnonzero(others & (extra > 0))
     sizes = _round_up(INODE.itemsize + extra[large], INODE.itemsize)
     offset[large] = at + np.cumsum(sizes) - sizes
@@ -160,13 +181,15 @@ def _round_up(values: Ints, unit: int) -> Ints:
     return -(-values // unit) * unit
 
 
-def _data_addresses(tree: ImageTree, bases: Ints, directories: Directories, directory_block: int) -> Ints:
+def _data_addresses(
+    tree: ImageTree, bases: Ints, directories: Directories, directory_block: int, block: int
+) -> Ints:
     """The block address of each inode's data, or the device number of a device node."""
     inodes = tree.inodes
     kind = inodes.mode & 0o170000
     address = np.zeros(len(kind), np.int64)
     regular = (kind == stat.S_IFREG) & (inodes.size > 0)
-    address[regular] = bases[tree.device[regular]] + inodes.data[regular].astype(np.int64) // BLOCK
+    address[regular] = bases[tree.device[regular]] + inodes.data[regular].astype(np.int64) // block
     address[kind == stat.S_IFDIR] = directory_block + directories.first_block
     devices = (kind == stat.S_IFCHR) | (kind == stat.S_IFBLK)
     major, minor = (inodes.rdev >> 20).astype(np.int64), (inodes.rdev & 0xFFFFF).astype(np.int64)
@@ -176,14 +199,18 @@ def _data_addresses(tree: ImageTree, bases: Ints, directories: Directories, dire
 
 
 def _write_header(
-    image: Buffer, tree: ImageTree, root_offset: int, device_sizes: Sequence[int], bases: Ints
+    image: Buffer, tree: ImageTree, root_offset: int, bases: Ints, device_sizes: Sequence[int], shape: Shape
 ) -> None:
     superblock = np.zeros(1, erofs.SUPERBLOCK)
     superblock["magic"] = erofs.MAGIC
-    superblock["blkszbits"] = erofs.BLOCK_BITS
+    superblock["blkszbits"] = shape.block.bit_length() - 1
     superblock["root_nid"] = root_offset // SLOT
     superblock["inos"] = len(tree.inodes)
-    superblock["blocks"] = len(image) // BLOCK
+    superblock["blocks"] = len(image) // shape.block if shape.device_table else bases[-1]
+    start = erofs.SUPERBLOCK_OFFSET
+    image[start : start + superblock.nbytes] = np.frombuffer(superblock.tobytes(), np.uint8)
+    if not shape.device_table:
+        return
     superblock["feature_incompat"] = erofs.INCOMPAT_DEVICE_TABLE | (
         erofs.INCOMPAT_CHUNKED_FILE if len(tree.sparse_inodes) else 0
     )
@@ -191,10 +218,9 @@ def _write_header(
     superblock["devt_slotoff"] = (erofs.SUPERBLOCK_OFFSET + 128) // erofs.DEVICE_SLOT_SIZE
     slots = np.zeros(len(device_sizes), erofs.DEVICE_SLOT)
     slots["tag"] = [f"layer{index}" for index in range(len(device_sizes))]
-    slots["blocks"] = np.array(device_sizes, np.int64) // BLOCK
+    slots["blocks"] = np.array(device_sizes, np.int64) // shape.block
     slots["mapped_blkaddr"] = bases[:-1]
     header = superblock.tobytes() + slots.tobytes()
-    start = erofs.SUPERBLOCK_OFFSET
     image[start : start + len(header)] = np.frombuffer(header, np.uint8)
 
 
@@ -259,18 +285,18 @@ def _xattr_area(pairs: Xattrs) -> bytes:
     return bytes(area)
 
 
-def _long_symlinks(tree: ImageTree, place: _Placement) -> tuple[Ints, Ints]:
+def _long_symlinks(tree: ImageTree, place: _Placement, block: int) -> tuple[Ints, Ints]:
     """Symlinks whose target does not lie behind the inode, and how many blocks each target takes."""
     is_symlink = (tree.inodes.mode & 0o170000) == stat.S_IFLNK
     inodes = np.flatnonzero(is_symlink & (place.layout == erofs.LAYOUT_PLAIN))
-    return inodes, _round_up(tree.inodes.size[inodes].astype(np.int64), BLOCK) // BLOCK
+    return inodes, _round_up(tree.inodes.size[inodes].astype(np.int64), block) // block
 
 
-def _write_long_targets(image: Buffer, tree: ImageTree, inodes: Ints, address: Ints) -> None:
+def _write_long_targets(image: Buffer, tree: ImageTree, inodes: Ints, offset: Ints) -> None:
     position = np.cumsum((tree.inodes.mode & 0o170000) == stat.S_IFLNK) - 1
     for inode in inodes.tolist():
         target = tree.targets[int(position[inode])]
-        at = int(address[inode]) * BLOCK
+        at = int(offset[inode])
         image[at : at + len(target)] = np.frombuffer(target, np.uint8)
 
 
@@ -316,7 +342,8 @@ def _plan_sparse(tree: ImageTree, inode: int) -> _SparseFile:
     into = ranges(offsets >> bits, chunks)
     nth = ranges(np.zeros(len(chunks), np.int64), chunks)
     addresses[into] = (
-        np.repeat(sparse.data[low:high].astype(np.int64) // BLOCK, chunks) + (nth << bits) // BLOCK
+        np.repeat(sparse.data[low:high].astype(np.int64) // SEPARATE.block, chunks)
+        + (nth << bits) // SEPARATE.block
     )
     return _SparseFile(inode, bits, addresses)
 

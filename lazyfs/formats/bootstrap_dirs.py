@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lazyfs.formats.erofs import BLOCK, DIRENT
+from lazyfs.formats.erofs import DIRENT
 from lazyfs.formats.image_tree import ImageTree, ranges
 
 Ints = npt.NDArray[np.int64]
@@ -46,10 +46,11 @@ class _Rows:
     length: Ints
 
 
-def lay_out_directories(tree: ImageTree, nids: Ints) -> Directories:
+def lay_out_directories(tree: ImageTree, nids: Ints, size: int) -> Directories:
+    """`size` is that of a block."""
     rows = _rows(tree)
     sizes = rows.length + DIRENT.itemsize
-    opens, block = _fill_blocks(rows.directory, sizes)
+    opens, block = _fill_blocks(rows.directory, sizes, size)
     types = np.zeros(16, np.uint8)
     for mode, file_type in _FILE_TYPES.items():
         types[mode >> 12] = file_type
@@ -66,18 +67,18 @@ def lay_out_directories(tree: ImageTree, nids: Ints) -> Directories:
     dirents["nid"] = nids[rows.inode]
     dirents["nameoff"] = name_offset
     dirents["type"] = types[tree.inodes.mode[rows.inode] >> 12]
-    blocks = np.zeros((int(block[-1]) + 1) * BLOCK, np.uint8)
+    blocks = np.zeros((int(block[-1]) + 1) * size, np.uint8)
     # Dirents are multiples of 4 bytes at multiples of 4: three words each, so that words are copied, not bytes.
     words = blocks.view("<u4")
-    at = (block * BLOCK + nth * DIRENT.itemsize) // 4
+    at = (block * size + nth * DIRENT.itemsize) // 4
     for word, values in enumerate(dirents.view("<u4").reshape(-1, 3).T):
         words[at + word] = values
-    blocks[ranges(block * BLOCK + name_offset, rows.length)] = rows.text[ranges(rows.text_start, rows.length)]
+    blocks[ranges(block * size + name_offset, rows.length)] = rows.text[ranges(rows.text_start, rows.length)]
 
     last = np.flatnonzero(np.concatenate((rows.directory[1:] != rows.directory[:-1], [True])))
     first = np.concatenate(([0], last[:-1] + 1))
     used = name_offset[last] + rows.length[last]
-    return Directories(blocks, block[first], (block[last] - block[first]) * BLOCK + used)
+    return Directories(blocks, block[first], (block[last] - block[first]) * size + used)
 
 
 def _rows(tree: ImageTree) -> _Rows:
@@ -121,18 +122,18 @@ def _before_dots(
     return before_dot, before_dot | ((first == dot) & (second < dot))
 
 
-def _fill_blocks(directory: Ints, sizes: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
+def _fill_blocks(directory: Ints, sizes: Ints, block: int) -> tuple[npt.NDArray[np.bool_], Ints]:
     """Which rows open a block, and the block of each row; a directory starts in a block of its own."""
     opens = np.concatenate(([True], directory[1:] != directory[:-1]))
     ends = np.cumsum(sizes)
     bounds = np.concatenate((np.flatnonzero(opens), [len(sizes)]))
     totals = np.diff(np.concatenate(([0], ends[bounds[1:] - 1])))
     starts_extra: list[int] = []
-    for index in np.flatnonzero(totals > BLOCK).tolist():  # most directories fit one block
+    for index in np.flatnonzero(totals > block).tolist():  # most directories fit one block
         at, end = int(bounds[index]), int(bounds[index + 1])
         while True:
             base = int(ends[at] - sizes[at])
-            at = int(np.searchsorted(ends[at:end], base + BLOCK, side="right")) + at
+            at = int(np.searchsorted(ends[at:end], base + block, side="right")) + at
             if at >= end:
                 break
             starts_extra.append(at)
