@@ -89,6 +89,11 @@ class NodePaths:
         return self.root / "toc"
 
     @property
+    def documents(self) -> Path:
+        """Manifests and configs as they came, named by their sha256."""
+        return self.root / "documents"
+
+    @property
     def bootstraps(self) -> Path:
         return self.root / "bootstrap"
 

@@ -42,14 +42,16 @@ class DaemonClient:
     def __init__(self, paths: NodePaths) -> None:
         self._paths = paths
 
-    def open_image(self, reference: str) -> dict[str, Any]:
+    def open_image(self, reference: str, lowest: int | None = None) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
         try:
-            body = {"reference": reference, "directory": str(Path.cwd())}
+            body: dict[str, Any] = {"reference": reference, "directory": str(Path.cwd())}
         except OSError as error:
             raise UsageError(
                 f"the working directory: {error.strerror}", hint="change to another directory"
             ) from error
+        if lowest is not None:
+            body["lowest"] = lowest
         try:
             return self._call("POST", "/v1/images", body)
         except (NoDaemonError, DaemonGoneError):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.daemon.documents import Documents
+from lazyfs.errors import LazyfsError, NodeError, UsageError
 from lazyfs.formats import bootstrap, toc
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
@@ -28,6 +29,7 @@ from lazyfs.stores.node_stores import NodeStores
 log = logging.getLogger(__name__)
 
 FETCH_THREADS = 16
+OPEN_THREADS = 16
 _TORN = ".new-"
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
@@ -64,34 +66,66 @@ class Node:
         self._next_inode = ROOT_INODE + 1
         self._started = time.time()
         self.timeline = Timeline()
+        self._documents = Documents(paths.documents, _write_new)
         self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
-        for directory in (paths.tocs, paths.cache, self._bootstraps):
+        for directory in (paths.tocs, paths.documents, paths.cache, self._bootstraps):
             directory.mkdir(parents=True, exist_ok=True)
             _remove_torn(directory)
         _remove_others(paths.bootstraps, self._bootstraps.name)
 
-    def open_image(self, reference_text: str, directory: Path) -> dict[str, Any]:
+    def open_image(self, reference_text: str, directory: Path, lowest: int | None = None) -> dict[str, Any]:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
 
-        A relative path in the reference counts from `directory`. Returns `key` (the same for equal layers),
-        `bootstrap`, `devices` (paths, lowest layer first), `layers` (their device numbers), `config` (what
-        a run reads of the image's config), `digest`, `reference`.
+        A relative path in the reference counts from `directory`. With `lowest` it is the image of so many of its
+        layers, the lowest ones; of none, nothing is made ready, and `key`, `bootstrap` are empty. Returns `key`
+        (the same for equal layers), `bootstrap`, `devices` (paths, lowest layer first), `layers` (their device
+        numbers), `chain` (blob, DiffID and TOC of each layer of the whole image), `config` (what a run reads of
+        the image's config), `digest`, `reference`.
         """
         store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
-        image = load_image(store, reference)
-        self.timeline.small_read(len(image.manifest_bytes))
-        self.timeline.small_read(len(image.config_bytes))
-        layers = [self._open_layer(store, layer, diff_id) for layer, diff_id in image.layers]
+        image = self._load(store, reference)
+        if lowest is not None and not 0 <= lowest <= len(image.layers):
+            raise UsageError(f"{reference} has {len(image.layers)} layers, not {lowest}")
+        layers = self._open_layers(store, image)
+        shown = layers[:lowest]
+        key = "" if lowest == 0 else self._make_bootstrap(shown)
+        answer = self._describe(reference, image, shown, key)
+        answer["chain"] = [
+            {"blob": descriptor.digest, "diff_id": diff_id, "toc": layer.toc_digest}
+            for (descriptor, diff_id), layer in zip(image.layers, layers, strict=True)
+        ]
+        if key:
+            with self._lock:
+                self._images[f"{reference} {key}"] = answer
+        return answer
+
+    def _load(self, store: Store, reference: Reference) -> Image:
+        """The image's documents: from this machine where a digest says which ones, else from the store."""
+        image = self._documents.load(reference.digest) if reference.digest else None
+        if image is None:
+            image = load_image(store, reference)
+            self.timeline.small_read(len(image.manifest_bytes))
+            self.timeline.small_read(len(image.config_bytes))
+            self._documents.keep(image)
+        return image
+
+    def _open_layers(self, store: Store, image: Image) -> list[Layer]:
+        """All TOCs at once: where they come from far away, that is one round trip."""
+        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
+            opening = [
+                pool.submit(self._open_layer, store, layer, diff_id) for layer, diff_id in image.layers
+            ]
+            return [each.result() for each in opening]
+
+    def _make_bootstrap(self, layers: list[Layer]) -> str:
+        """The key of the image of these layers, whose bootstrap is there then."""
         key = _image_key(layers)
         path = self._bootstraps / key
         with self._opening_lock(key):
             if not path.exists():
                 tree = merge([layer.toc.tree for layer in layers])
                 _write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
-        answer = self._describe(reference, image, layers, key, path)
-        with self._lock:
-            self._images[str(reference)] = answer
-        return answer
+        return key
 
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
@@ -219,14 +253,12 @@ class Node:
         with self._lock:
             return self._opening.setdefault(name, threading.Lock())
 
-    def _describe(
-        self, reference: Reference, image: Image, layers: list[Layer], key: str, path: Path
-    ) -> dict[str, Any]:
+    def _describe(self, reference: Reference, image: Image, layers: list[Layer], key: str) -> dict[str, Any]:
         return {
             "reference": str(reference),
             "digest": image.descriptor.digest,
             "key": key,
-            "bootstrap": str(path),
+            "bootstrap": str(self._bootstraps / key) if key else "",
             "devices": [str(self._paths.fuse / str(layer.inode)) for layer in layers],
             "layers": [layer.inode for layer in layers],
             "blob_bytes": sum(layer.size for layer, _ in image.layers),

@@ -115,7 +115,9 @@ async def _serve(
 def _calls(node: Node, request_stop: Call) -> dict[str, Call]:
     return {
         "POST /v1/images": lambda body: node.open_image(
-            _argument(body, "reference", str), Path(_argument(body, "directory", str))
+            _argument(body, "reference", str),
+            Path(_argument(body, "directory", str)),
+            _argument(body, "lowest", int) if "lowest" in body else None,
         ),
         "GET /v1/status": lambda _: node.status(),
         "POST /v1/timeline": lambda body: node.recorded(_argument(body, "since", float | int)),

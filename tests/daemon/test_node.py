@@ -99,7 +99,7 @@ def test_answer(make: Callable[[], OpenNode], made: Path) -> None:
     assert image["devices"] == [str(each.paths.fuse / str(inode)) for inode in image["layers"]]
     assert image["config"]["cmd"] == ("sh",)
     status = json.loads(json.dumps(each.node.status()))
-    assert [layer["device"] for layer in status["layers"]] == image["layers"]
+    assert [layer["device"] for layer in status["layers"]] == sorted(image["layers"])
     assert [known["reference"] for known in status["images"]] == [f"oci:{made}:lazy"]
 
 
@@ -275,7 +275,7 @@ def test_half_written_files_of_a_killed_daemon_are_removed(make: Callable[[], Op
     left = [directory / ".new-abc.123" for directory in (each.paths.tocs, Path(image["bootstrap"]).parent)]
     for path in left:
         path.write_bytes(b"half")
-    assert make().open(made) == image
+    assert make().open(made)["key"] == image["key"]
     assert not any(path.exists() for path in left)
 
 
@@ -295,3 +295,56 @@ def test_flush_of_a_failing_disk_is_counted(
     assert status["cache_write_failures"] == 2
     assert status["recent_failures"] == ["cache: sync: Input/output error"]
     assert each.devices(image) == right
+
+
+def test_the_lowest_layers_alone(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    whole = each.open(made)
+    reference = f"oci:{made}:lazy"
+    lowest = each.node.open_image(reference, Path("/"), 1)
+    assert lowest["layers"] == whole["layers"][:1]
+    assert lowest["key"] != whole["key"]
+    assert Path(lowest["bootstrap"]).is_file()
+    assert each.node.open_image(reference, Path("/"), 2)["key"] == whole["key"]
+    with LayoutStore(made) as store:
+        image = load_image(store, parse_reference(reference))
+    assert [(each["blob"], each["diff_id"]) for each in lowest["chain"]] == [
+        (layer.digest, diff_id) for layer, diff_id in image.layers
+    ]
+    for count in (-1, 3):
+        with pytest.raises(UsageError, match="2 layers"):
+            each.node.open_image(reference, Path("/"), count)
+
+
+def test_only_looked_at(make: Callable[[], OpenNode], made: Path) -> None:
+    each = make()
+    answer = each.node.open_image(f"oci:{made}:lazy", Path("/"), 0)
+    assert (answer["key"], answer["bootstrap"], answer["layers"]) == ("", "", [])
+    assert {layer["toc"] for layer in answer["chain"]} == {
+        layer["toc"] for layer in each.node.status()["layers"]
+    }
+    assert each.node.status()["images"] == []
+
+
+def test_opened_by_digest_without_its_store(make: Callable[[], OpenNode], layout: Path) -> None:
+    first = make()
+    answer = first.open(layout)
+    content = first.devices(answer)
+    first.close()
+    shutil.rmtree(layout / "blobs")
+    again = make()
+    by_digest = again.node.open_image(f"oci:{layout}@{answer['digest']}", Path("/"))
+    assert by_digest["key"] == answer["key"]
+    assert again.devices(by_digest) == content
+    with pytest.raises(LazyfsError):
+        again.open(layout)
+
+
+def test_documents_that_are_damaged_here(make: Callable[[], OpenNode], layout: Path) -> None:
+    first = make()
+    answer = first.open(layout)
+    first.close()
+    for document in first.paths.documents.iterdir():
+        document.write_bytes(b"{}")
+    by_digest = make().node.open_image(f"oci:{layout}@{answer['digest']}", Path("/"))
+    assert by_digest["key"] == answer["key"]
