@@ -72,10 +72,9 @@ def test_manifests_are_found_by_tag_and_by_digest(served: tuple[str, Ask], made:
         assert headers["Docker-Content-Digest"] == image.descriptor.digest
         status, seen, body = ask(f"{base}/{name}", "HEAD")
         assert (status, seen | {"Date": ""}, body) == (200, headers | {"Date": ""}, b"")
-    assert (
-        ask(f"/v2/oci.lazyfs{made}/tags/list")[2]
-        == json.dumps({"name": f"oci.lazyfs{made}", "tags": ["app", "lazy"]}).encode()
-    )
+    tags = json.loads(ask(f"/v2/oci.lazyfs{made}/tags/list")[2])
+    assert tags["name"] == f"oci.lazyfs{made}"
+    assert {"app", "lazy"} <= set(tags["tags"])
     assert ask("/v2/")[0] == 200
 
 
