@@ -79,6 +79,11 @@ class NodePaths:
         return self.root / "config.toml"
 
     @property
+    def seen(self) -> Path:
+        """One record per image that was opened, so that the cache knows what its layers are of."""
+        return self.root / "seen"
+
+    @property
     def cache(self) -> Path:
         """One directory per layer: the device as a sparse file, and the map of what is there."""
         return self.root / "cache"
@@ -107,7 +112,7 @@ class NodePaths:
         return self.root / "mounts"
 
 
-SECTIONS = ("stores",)
+SECTIONS = ("cache", "stores")
 MAX_SETTINGS = 1 << 20
 
 

@@ -19,6 +19,8 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
 from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.cache_settings import CacheSettings
+from lazyfs.node.cache_store import open_cache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.fetch import BlobSource, Fetcher
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
@@ -50,7 +52,7 @@ class Layer:
 class Node:
     """Opens images and answers for them. Thread safe."""
 
-    def __init__(self, paths: NodePaths, table: DeviceTable) -> None:
+    def __init__(self, paths: NodePaths, table: DeviceTable, settings: CacheSettings) -> None:
         self._paths = paths
         self._table = table
         self._lock = threading.Lock()
@@ -68,9 +70,10 @@ class Node:
         self.timeline = Timeline()
         self._documents = Documents(paths.documents, _write_new)
         self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
-        for directory in (paths.tocs, paths.documents, paths.cache, self._bootstraps):
+        for directory in (paths.tocs, paths.documents, self._bootstraps):
             directory.mkdir(parents=True, exist_ok=True)
             _remove_torn(directory)
+        self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
         _remove_others(paths.bootstraps, self._bootstraps.name)
 
     def open_image(self, reference_text: str, directory: Path, lowest: int | None = None) -> dict[str, Any]:
@@ -137,20 +140,12 @@ class Node:
         return {"fetched": [asdict(event) for event in fetched], "reads": [asdict(read) for read in reads]}
 
     def flush(self) -> None:
-        """Make durable what was cached since the last time."""
-        with self._lock:
-            layers = list(self._layers.values())
-        for layer in layers:
-            try:
-                layer.cache.flush()
-            except OSError as error:
-                self.timeline.cache_failed(f"sync: {error.strerror}")
+        """Make durable what was cached since the last time, and keep the cache within its limit."""
+        self.cache.tick()
 
     def close(self) -> None:
         self._fetching.shutdown(wait=True, cancel_futures=True)
-        for layer in self._layers.values():
-            with suppress(OSError):
-                layer.cache.close()
+        self.cache.close()
         for store in self._stores.values():
             store.close()
 
@@ -176,6 +171,7 @@ class Node:
                 }
                 for layer in layers
             ],
+            "cache": self.cache.status(),
             **self.timeline.counters(),
         }
 
@@ -216,7 +212,7 @@ class Node:
 
     def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
         decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
-        cache = LayerCache(self._paths.cache / location.sha256, decoded.chunks, self._boot)
+        cache = self.cache.open(location.sha256, decoded.chunks)
         fetcher = Fetcher(
             layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline
         )

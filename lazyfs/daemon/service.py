@@ -28,6 +28,7 @@ from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import release_unused
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from lazyfs.node.cache_settings import CacheSettings
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def run(paths: NodePaths, on_ready: Callable[[], None]) -> None:
             _clear(paths)
             paths.fuse.mkdir(mode=0o700, exist_ok=True)
             table = DeviceTable()
-            node = Node(paths, table)
+            node = Node(paths, table, CacheSettings.read(paths))
             undo.callback(node.close)
             if node.settings.served:
                 _serve_images(node, undo)

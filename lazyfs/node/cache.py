@@ -28,31 +28,21 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable, chunk_digest
-from lazyfs.node.cache_files import OpenFiles, punch_hole, remove_durably, write_all
+from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
+from lazyfs.node.cache_files import OpenFiles, make_sparse, punch_hole, write_all
 from lazyfs.node.cache_holes import holes
 from lazyfs.node.cache_map import DOUBTFUL, DURABLE, MISSING, PRESENT, WRITTEN, UnitMap, boot_id
+from lazyfs.node.cache_proof import Prover, first_units
+from lazyfs.node.cache_surroundings import Surroundings
 
-__all__ = ["DOUBTFUL", "DURABLE", "MISSING", "WRITTEN", "CacheSurroundings", "LayerCache", "boot_id"]
+__all__ = ["DOUBTFUL", "DURABLE", "MISSING", "WRITTEN", "LayerCache", "Surroundings", "boot_id"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class CacheSurroundings:
-    """What the layers' caches of a node share."""
-
-    files: OpenFiles = field(default_factory=OpenFiles)
-    now: int = 0
-    """Seconds since 1970, coarse: what is read is marked with it."""
-    admit: Callable[["LayerCache", int], bool] = lambda cache, size: True
-    """Is there room for so many bytes more?"""
 
 
 class LayerCache:
@@ -62,15 +52,15 @@ class LayerCache:
     """
 
     def __init__(
-        self, directory: Path, chunks: ChunkTable, boot: bytes, shared: CacheSurroundings | None = None
+        self, directory: Path, chunks: ChunkTable, boot: bytes, shared: Surroundings | None = None
     ) -> None:
         """Open or create the cache of the layer whose TOC has the sha256 `directory.name`."""
         self.chunks = chunks
-        self.directory = directory
         self._boot = boot
-        self._shared = shared or CacheSurroundings()
-        self._files = self._shared.files
-        self._first_unit = _first_units(chunks)
+        self._shared = shared or Surroundings()
+        self._files: OpenFiles = self._shared.files
+        self._first_unit = first_units(chunks)
+        self._prover = Prover(chunks, self._first_unit, self._pread)
         self._lock = threading.Lock()
         self._generation = 0
         self._unsynced: Callable[[], None] | None = None
@@ -78,12 +68,11 @@ class LayerCache:
         self._writing: Counter[int] = Counter()
         self._punching: set[int] = set()
         self._holds = 0
-        self._ready = False
-        self._map = UnitMap(directory, int(self._first_unit[-1]), len(chunks), boot, self._files)
+        self._settle_in(directory)
         try:
             self._prepare()
         except OSError as error:
-            log.warning("cache %s: %s; reading without it", directory, error.strerror)
+            self._shared.failed(self, error)
 
     @property
     def used(self) -> npt.NDArray[np.uint32]:
@@ -96,10 +85,7 @@ class LayerCache:
             if self._ready:
                 self._map.save_times()
         finally:
-            if self._unsynced is not None:
-                self._unsynced()
-            self._files.drop(self._data)
-            self._map.close()
+            self._let_go()
 
     def read(self, offset: int, length: int) -> bytes | None:
         """`length` bytes if every unit of them is present and beyond doubt, else None.
@@ -108,21 +94,38 @@ class LayerCache:
         """
         chunks = self.chunks.covering(offset, length)
         first, last = self._unit(chunks[0], offset), self._unit(chunks[-1], offset + length - 1)
+        read = self._read_proved if self._shared.paranoid else self._pread
         while True:
             generation = self._generation
             if self._map.states[first : last + 1].translate(None, PRESENT):
                 return None
-            data = self._pread(offset, length)
-            if data is None:
-                self._forget(chunks)
-                return None
+            data = read(offset, length)
             if generation == self._generation:
-                self._map.used[chunks.start : chunks.stop] = self._shared.now
-                return data
+                break
+        if data is None:
+            self._forget(chunks)
+            if self._shared.paranoid:
+                self._shared.damaged(self, chunks.start)
+        else:
+            self._map.used[chunks.start : chunks.stop] = self._shared.now
+        return data
 
     def missing_units(self, index: int) -> list[int]:
         """Which units of a chunk are not there beyond doubt, counted from the chunk's first."""
         return [unit for unit, state in enumerate(self._states(index)) if state not in PRESENT]
+
+    def present_units(self, index: int) -> dict[int, bytes]:
+        """The units of a chunk that are here, proved once more. What is damaged is dropped, and reported."""
+        while True:
+            generation = self._generation
+            units = self._prover.present(self._map, index)
+            if units is not None:
+                return units
+            if generation == self._generation:
+                self._shared.damaged(self, index)
+                with suppress(OSError):
+                    self.drop((index,))
+                return {}
 
     def complete(self) -> bool:
         """Is every unit here, and on the disk? Then the kernel may read the data file itself. `flush` first."""
@@ -133,7 +136,7 @@ class LayerCache:
         return self._holds > 0
 
     def hold(self) -> None:
-        """Drop nothing from now on: the kernel reads the data file. Holds are counted.
+        """Drop nothing from now on: the kernel reads the data file. Holds are counted. Ask `complete` after it.
 
         A mount outlives the daemon that made it, so a mark on the disk speaks for it until the next boot.
         """
@@ -176,28 +179,27 @@ class LayerCache:
         return admitted
 
     def recheck(self, index: int) -> bytes | None:
-        """Settle doubt about a chunk: units that prove themselves are present again, others missing.
+        """The bytes of a chunk, if this machine has them after all: in doubt here, or in another layer.
 
-        The bytes of the chunk, if doubt about it was settled and it is all here.
+        Settles doubt, and copies what others have, so that `missing_units` is what must be fetched.
         """
-        states = self._states(index)
-        if DOUBTFUL not in states:
-            return None
-        if MISSING not in states:
-            plain = self._pread(int(self.chunks.start[index]), self.chunks.length(index))
-            if plain is not None and chunk_digest(plain) == self.chunks.digest(index):
-                # Written again, since pages of a write that failed look like any others (fsync(2)).
+        states = bytes(self._states(index))
+        if DOUBTFUL in states:
+            if MISSING not in states:
+                plain = self._prover.chunk(index)
+                if plain is not None:
+                    # Written again, since pages of a write that failed look like any others (fsync(2)).
+                    with suppress(OSError):
+                        self._put(index, plain, 0)
+                    return plain
+            else:
+                doubtful = [unit for unit, state in enumerate(states) if state == DOUBTFUL]
                 with suppress(OSError):
-                    self._put(index, plain, 0)
-                return plain
-        else:
-            proved = self._proved_units(index, [unit for unit, each in enumerate(states) if each == DOUBTFUL])
-            with suppress(OSError):
-                self.put_units(index, proved)
-        if DOUBTFUL in self._states(index):
-            log.warning("chunk %d of %s did not survive the last stop", index, self.directory.name)
-            self._forget(range(index, index + 1), doubtful_only=True)
-        return None
+                    self.put_units(index, self._prover.units(self._map, index, doubtful))
+            if DOUBTFUL in self._states(index):
+                log.warning("chunk %d of %s did not survive the last stop", index, self.directory.name)
+                self._forget(range(index, index + 1), doubtful_only=True)
+        return self._copy(index)
 
     def drop(self, indexes: Iterable[int]) -> int:
         """Give up chunks and the room that they take; those being written stay. Returns how many went.
@@ -209,10 +211,12 @@ class LayerCache:
                 return 0
             chosen = sorted({index for index in indexes if self._is_idle(index)})
             found, touched = holes(self.chunks.start, chosen, self._is_free)
-            for index in chosen:
-                self._map.mark(int(self._first_unit[index]), int(self._first_unit[index + 1]), MISSING)
-                self._not_synced(range(index, index + 1))
-            self._generation += 1
+            try:
+                for index in chosen:
+                    self._map.mark(int(self._first_unit[index]), int(self._first_unit[index + 1]), MISSING)
+                    self._not_synced(range(index, index + 1))
+            finally:
+                self._generation += 1
             self._punching |= touched
         try:
             self._map.sync()
@@ -229,38 +233,75 @@ class LayerCache:
         with self._lock:
             if self._unsynced is None or self._syncing is not None:
                 return
-            states = np.frombuffer(bytes(self._map.states), np.uint8)
-            self._syncing = states == WRITTEN
+            self._syncing = np.frombuffer(bytes(self._map.states), np.uint8) == WRITTEN
             close, self._unsynced = self._unsynced, None
         try:
             with self._files.open(self._data) as descriptor:
                 os.fdatasync(descriptor)
             self._settle(DURABLE)
+            self._map.save_times()
             self._map.sync()
-        except OSError:
+        except OSError as error:
             # The kernel reports a lost write once and then takes its pages for clean (fsync(2)).
             with suppress(OSError):
                 self._settle(DOUBTFUL)
+            self._shared.failed(self, error)
             raise
         finally:
             with self._lock:
                 self._syncing = None
             close()
 
+    def save_times(self) -> None:
+        """Write down when chunks were last read. Raises OSError."""
+        with self._lock:
+            if self._ready:
+                self._map.save_times()
+
+    def move(self, directory: Path) -> None:
+        """Start anew, with nothing, in another directory: the disk of this one is lost."""
+        with self._lock:
+            if not self._holds:
+                self._let_go()
+                self._settle_in(directory)
+                self._generation += 1
+
     def present_bytes(self) -> int:
         """Bytes of the device that are here, in whole units."""
         missing = len(self._map.states.translate(None, PRESENT))
         return min((len(self._map.states) - missing) * UNIT_SIZE, self.chunks.device_size)
 
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """About how many bytes of each chunk take room."""
+        if not len(self.chunks):
+            return np.zeros(0, np.int64)
+        there = np.frombuffer(bytes(self._map.states), np.uint8) != MISSING
+        units = np.add.reduceat(there, self._first_unit[:-1], dtype=np.int64)
+        return np.asarray(np.minimum(units * UNIT_SIZE, np.diff(self.chunks.start)), np.int64)
+
     @property
     def _data(self) -> str:
         return str(self.directory / "data")
 
+    def _settle_in(self, directory: Path) -> None:
+        self.directory = directory
+        self._ready = False
+        self._map = UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
+
     def _prepare(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        _make_data(self.directory, self.chunks.device_size)
+        make_sparse(self.directory / "data", self.chunks.device_size, self.directory / "map")
         self._map.load()
+        with suppress(FileNotFoundError):
+            self._holds = int((self.directory / "held").read_bytes() == self._boot)
         self._ready = True
+
+    def _let_go(self) -> None:
+        if self._unsynced is not None:
+            self._unsynced()
+            self._unsynced = None
+        self._files.drop(self._data)
+        self._map.close()
 
     def _put(self, index: int, plain: bytes, room: int) -> bool:
         with self._writing_to(index, room) as admitted:
@@ -269,23 +310,43 @@ class LayerCache:
                 self._mark_written(int(self._first_unit[index]), int(self._first_unit[index + 1]), index)
         return admitted
 
+    def _copy(self, index: int) -> bytes | None:
+        """Take over what another layer has of the chunk; its bytes, if that makes it whole."""
+        units = self._shared.elsewhere(self, index)
+        missing = self.missing_units(index)
+        start, length = int(self.chunks.start[index]), self.chunks.length(index)
+        if len(units) == len(self._states(index)):
+            plain = b"".join(units[unit] for unit in range(len(units)))
+            with suppress(OSError):
+                self.put(index, plain)
+            return plain
+        if units and missing:
+            with suppress(OSError):
+                self.put_units(index, {unit: plain for unit, plain in units.items() if unit in missing})
+            return self.read(start, length)
+        return None
+
     @contextmanager
     def _writing_to(self, index: int, size: int) -> Iterator[bool]:
         """Whether the chunk may be written to inside; nobody drops it then."""
-        with self._lock:
-            if not self._ready:
-                self._prepare()
-            admitted = index not in self._punching and self._shared.admit(self, size)
-            if admitted:
-                if self._unsynced is None:
-                    self._unsynced = self._files.keep(self._data)
-                self._writing[index] += 1
         try:
-            yield admitted
-        finally:
-            if admitted:
-                with self._lock:
-                    self._writing -= Counter((index,))
+            with self._lock:
+                if not self._ready:
+                    self._prepare()
+                admitted = index not in self._punching and self._shared.admit(self, size)
+                if admitted:
+                    if self._unsynced is None:
+                        self._unsynced = self._files.keep(self._data)
+                    self._writing[index] += 1
+            try:
+                yield admitted
+            finally:
+                if admitted:
+                    with self._lock:
+                        self._writing -= Counter((index,))
+        except OSError as error:
+            self._shared.failed(self, error)
+            raise
 
     def _write(self, offset: int, plain: bytes) -> None:
         with self._files.open(self._data) as descriptor:
@@ -333,26 +394,25 @@ class LayerCache:
             except OSError:
                 self._map.states[first:stop] = kept
 
-    def _proved_units(self, index: int, units: Iterable[int]) -> dict[int, bytes]:
-        """Those that match their proofs."""
-        first, start, end = (
-            int(self._first_unit[index]),
-            int(self.chunks.start[index]),
-            int(self.chunks.start[index + 1]),
-        )
-        proved = {}
-        for unit in units:
-            offset = start + unit * UNIT_SIZE
-            plain = self._pread(offset, min(UNIT_SIZE, end - offset))
-            if plain is not None and hashlib.sha256(plain).digest() == self._map.proof(first + unit):
-                proved[unit] = plain
-        return proved
-
     def _states(self, index: int) -> bytearray:
         return self._map.states[self._first_unit[index] : self._first_unit[index + 1]]
 
     def _unit(self, index: int, offset: int) -> int:
         return int(self._first_unit[index]) + (offset - int(self.chunks.start[index])) // UNIT_SIZE
+
+    def _read_proved(self, offset: int, length: int) -> bytes | None:
+        """As `_pread`, of bytes that match their digests just now."""
+        pieces = []
+        for index in self.chunks.covering(offset, length):
+            start = int(self.chunks.start[index])
+            low, high = max(0, offset - start), min(self.chunks.length(index), offset + length - start)
+            wanted = range(low // UNIT_SIZE, -(-high // UNIT_SIZE))
+            units = self._prover.present(self._map, index, wanted)
+            if units is None or not units.keys() >= set(wanted):
+                return None
+            plain = b"".join(units[unit] for unit in wanted)
+            pieces.append(plain[low - wanted[0] * UNIT_SIZE : high - wanted[0] * UNIT_SIZE])
+        return b"".join(pieces)
 
     def _pread(self, offset: int, length: int) -> bytes | None:
         """None where the disk does not give the bytes: they are fetched again then."""
@@ -363,21 +423,3 @@ class LayerCache:
             log.warning("reading the cache failed: %s", error.strerror)
             return None
         return data if len(data) == length else None
-
-
-def _first_units(chunks: ChunkTable) -> npt.NDArray[np.int64]:
-    units = -(-np.diff(chunks.start) // UNIT_SIZE)
-    return np.concatenate(([0], np.cumsum(units))).astype(np.int64)
-
-
-def _make_data(directory: Path, size: int) -> None:
-    """The data file; made anew where it has not the device's size."""
-    descriptor = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(descriptor).st_size != size:
-            # The old marks go first: at no moment may they speak of a new file.
-            remove_durably(directory / "map")
-            os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, size)
-    finally:
-        os.close(descriptor)

@@ -115,7 +115,19 @@ def punch_hole(descriptor: int, start: int, end: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def remove_durably(path: Path) -> None:
+def make_sparse(path: Path, size: int, marks: Path) -> None:
+    """Make the file anew where it has not this size; `marks`, which speak of what it held, go first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            _remove_durably(marks)
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_durably(path: Path) -> None:
     try:
         path.unlink()
     except FileNotFoundError:

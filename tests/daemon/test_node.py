@@ -18,6 +18,7 @@ from lazyfs.daemon.node import Node
 from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError, NotFoundError, UsageError
 from lazyfs.formats.oci import OCI_MANIFEST
 from lazyfs.mount.device_table import DeviceTable
+from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference
 
 PATIENCE = 20.0
@@ -29,7 +30,7 @@ class OpenNode:
     def __init__(self, root: Path) -> None:
         self.paths = NodePaths(root)
         self.table = DeviceTable()
-        self.node = Node(self.paths, self.table)
+        self.node = Node(self.paths, self.table, CacheSettings())
         self._closed = False
 
     def close(self) -> None:

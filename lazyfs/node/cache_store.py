@@ -1,0 +1,342 @@
+"""The cache of a node: every layer's, in one directory or several, within a limit.
+
+A layer lies whole in one directory, chosen by weight when it comes and found again by its name. What another layer
+has is copied and not fetched (`elsewhere`): the bytes are hashed against the digest that the new layer's own TOC
+promises, so a copy needs no trust in its source; hashing costs a tenth of what a network of 1 Gbit/s takes, and whoever
+waits needs the bytes in memory anyway, so nothing is gained by letting the file system copy them.
+
+Lock order: a layer's own lock, then `_room`. Nothing in here calls a layer while it holds `_room`.
+"""
+
+import errno
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+from lazyfs.config import NodePaths
+from lazyfs.formats.chunks import ChunkTable
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, CacheDirectory
+from lazyfs.node.cache_eviction import oldest
+from lazyfs.node.cache_index import DigestIndex
+from lazyfs.node.cache_settings import CacheSettings, Limit
+from lazyfs.node.cache_surroundings import Surroundings
+from lazyfs.node.cache_table import has_table, load_table, save_table
+
+log = logging.getLogger(__name__)
+
+IDLE_LAYERS = 16
+"""Of those that no image has open, how many stay in memory."""
+
+SAVE_SECONDS = 60
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_THE_DISK = (*_FULL, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+class NodeCache(Surroundings):
+    """Thread safe. `pinned` are the layers of which nothing may be dropped."""
+
+    def __init__(
+        self, directories: Sequence[CacheDirectory], boot: bytes, report: Callable[[str], None]
+    ) -> None:
+        """`report` is told of each failure, once for each time it is met."""
+        super().__init__()
+        self.directories = directories
+        self.pinned: frozenset[str] = frozenset()
+        self._boot = boot
+        self._report = report
+        self._opening = threading.RLock()
+        self._room = threading.Lock()
+        self._all: WeakValueDictionary[str, LayerCache] = WeakValueDictionary()
+        self._open: dict[str, LayerCache] = {}
+        self._idle: OrderedDict[str, LayerCache] = OrderedDict()
+        self._index = DigestIndex()
+        self._making_room = False
+        self._saved = 0
+        self._copied_bytes = self._damaged = self._not_kept = 0
+        self.now = int(time.time())
+        self._keeping = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        for directory in directories:
+            directory.clear()
+            directory.measure()
+            if directory.problem:
+                report(f"{directory.path}: {directory.problem}")
+        self._indexed: Future[None] = self._keeping.submit(self._index_all)
+
+    def open(self, name: str, chunks: ChunkTable) -> LayerCache:
+        """The cache of the layer whose TOC has the sha256 `name`; it stays open."""
+        with self._opening:
+            cache = self._open.get(name) or self._all.get(name)
+            if cache is None:
+                cache = LayerCache(self._place(name).path / name, chunks, self._boot, self)
+            cache.chunks = chunks  # one that was idle does not know where its chunks lie in the blob
+            self._open[name] = self._all[name] = cache
+            self._idle.pop(name, None)
+            self._save_table(cache)
+        self._index.add(name, chunks)
+        return cache
+
+    def is_open(self, name: str) -> bool:
+        return name in self._open
+
+    def layer(self, name: str) -> LayerCache | None:
+        """Any layer that is here, from its own files when no image has it open. Do not `close` it."""
+        with self._opening:
+            cache = self._all.get(name)
+            if cache is None:
+                directory = self._directory_of(name)
+                chunks = load_table(directory.path / name) if directory is not None else None
+                if directory is None or chunks is None:
+                    return None
+                cache = self._all[name] = LayerCache(directory.path / name, chunks, self._boot, self)
+            if name not in self._open:
+                self._idle[name] = cache
+                self._idle.move_to_end(name)
+                if len(self._idle) > IDLE_LAYERS:
+                    self._idle.popitem(last=False)
+            return cache
+
+    def names(self) -> list[str]:
+        """Layers that have something on the disk."""
+        return [name for directory in self.directories for name in directory.names()]
+
+    def remove(self, name: str) -> bool:
+        """Remove all of a layer; False when it is open, or the kernel has it mounted."""
+        with self._opening:
+            directory, cache = self._directory_of(name), self.layer(name)
+            if directory is None or name in self._open or (cache is not None and cache.held):
+                return False
+            if cache is not None:
+                cache.move(cache.directory)
+            self._idle.pop(name, None)
+            self._all.pop(name, None)
+            self._index.remove(name)
+            directory.remove(name)
+        return True
+
+    def release_holds(self) -> None:
+        """The kernel has nothing mounted: forget holds that a daemon before this one left."""
+        for name in self.names():
+            directory = self._directory_of(name)
+            if directory is not None:
+                (directory.path / name / "held").unlink(missing_ok=True)
+
+    def tick(self) -> None:
+        """Make durable what was written, and keep the limit. To be called every few seconds."""
+        self.now = int(time.time())
+        with self._opening:
+            layers = list(self._open.values())
+        for cache in layers:
+            try:
+                cache.flush()
+                if self.now - self._saved >= SAVE_SECONDS:
+                    cache.save_times()
+            except OSError as error:
+                self._report(f"sync: {error.strerror}")
+        if self.now - self._saved >= SAVE_SECONDS:
+            self._saved = self.now
+        for directory in self.directories:
+            if directory.stale:
+                self.make_room(directory)
+
+    def set_limit(self, limit: Limit) -> None:
+        """Of every directory, from now on."""
+        for directory in self.directories:
+            directory.set_limit(limit)
+            self.make_room(directory)
+
+    def make_room(self, directory: CacheDirectory, need: int = 0) -> None:
+        """Drop the least recently used chunks until the limit is kept, and `need` bytes more are free."""
+        used = directory.measure()
+        goal = int(directory.limit * LOW_WATER) if used > directory.limit * HIGH_WATER else used
+        goal = min(goal, used - need)
+        while directory.used > goal:
+            before = directory.used
+            names = [name for name in directory.names() if name not in self.pinned]
+            self.drop(self.choose(names, partial(oldest, need=before - goal)))
+            if directory.measure() >= before:
+                directory.rest()
+                if before > directory.limit:
+                    self._report(f"{directory.path}: what is pinned or mounted is more than the limit")
+                break
+
+    def choose(
+        self, names: Iterable[str], rule: Callable[[list[tuple[Any, Any]]], list[list[int]]]
+    ) -> dict[str, list[int]]:
+        """The chunks that `rule` picks of these layers; nothing of layers that the kernel has mounted."""
+        found = [
+            (name, cache.used.copy(), cache.sizes()) for name, cache in self._each(names) if not cache.held
+        ]
+        picked = rule([(used, sizes) for _, used, sizes in found])
+        return {name: indexes for (name, _, _), indexes in zip(found, picked, strict=True) if indexes}
+
+    def drop(self, chosen: Mapping[str, Sequence[int]]) -> int:
+        """Drop chunks of layers; how many went. A layer of which nothing is left, and that is not open, goes too."""
+        dropped = 0
+        for name, cache in self._each(chosen):
+            try:
+                dropped += cache.drop(chosen[name])
+                if not cache.sizes().any() and not self.is_open(name):
+                    self.remove(name)
+            except OSError as error:
+                self._report(f"{cache.directory}: {error.strerror}")
+        return dropped
+
+    def status(self) -> dict[str, Any]:
+        """JSON-able; bytes."""
+        return {
+            "directories": [
+                {
+                    "path": str(each.path),
+                    "used": each.used,
+                    "limit": each.limit,
+                    "weight": each.weight,
+                    "problem": each.problem if each.broken else "",
+                }
+                for each in self.directories
+            ],
+            "copied_bytes": self._copied_bytes,
+            "damaged_chunks": self._damaged,
+            "chunks_not_kept": self._not_kept,
+            "paranoid": self.paranoid,
+        }
+
+    def close(self) -> None:
+        self._keeping.shutdown(wait=True, cancel_futures=True)
+        for cache in self._open.values():
+            with suppress(OSError):
+                cache.close()
+        self.files.close()
+
+    def admit(self, cache: LayerCache, size: int) -> bool:
+        directory = self._directory_at(cache)
+        if directory is None:
+            return True
+        with self._room:
+            full = directory.used + size > directory.limit
+            if not full:
+                directory.used += size
+                directory.stale = True
+            else:
+                self._not_kept += 1
+        if directory.used + size > directory.limit * HIGH_WATER:
+            self._make_room_soon(directory, 0)
+        return not full
+
+    def elsewhere(self, cache: LayerCache, index: int) -> Mapping[int, bytes]:
+        self._indexed.result()
+        digest, length = cache.chunks.digest(index), cache.chunks.length(index)
+        count = len(cache.missing_units(index))
+        found: dict[int, bytes] = {}
+        for name, number in self._index.find(digest, length):
+            source = self.layer(name) if (name, number) != (cache.directory.name, index) else None
+            if (
+                source is None
+                or source.chunks.length(number) != length
+                or source.chunks.digest(number) != digest
+            ):
+                continue
+            found.update(source.present_units(number))
+            if len(found) >= count:
+                break
+        with self._room:
+            self._copied_bytes += sum(map(len, found.values()))
+        return found
+
+    def failed(self, cache: LayerCache, error: OSError) -> None:
+        directory = self._directory_at(cache)
+        if directory is None:
+            return
+        if error.errno in _FULL:
+            self._make_room_soon(directory, directory.used // 16)
+        elif error.errno not in _NOT_THE_DISK:
+            others = [each for each in self.directories if each is not directory and not each.broken]
+            if others:
+                directory.fail(error.strerror or str(error))
+                self._report(f"{directory.path}: {error.strerror}; using another directory")
+                cache.move(self._best(cache.directory.name, others).path / cache.directory.name)
+            elif error.errno == errno.ENOENT:
+                cache.move(cache.directory)
+
+    def damaged(self, cache: LayerCache, index: int) -> None:
+        with self._room:
+            self._damaged += 1
+        self._report(f"layer {cache.directory.name}: chunk {index} was damaged on the disk")
+
+    def _index_all(self) -> None:
+        for name in self.names():
+            directory = self._directory_of(name)
+            chunks = load_table(directory.path / name) if directory is not None else None
+            if chunks is not None:
+                self._index.add(name, chunks)
+
+    def _each(self, names: Iterable[str]) -> Iterable[tuple[str, LayerCache]]:
+        for name in names:
+            cache = self.layer(name)
+            if cache is not None:
+                yield name, cache
+
+    def _make_room_soon(self, directory: CacheDirectory, need: int) -> None:
+        def make() -> None:
+            try:
+                self.make_room(directory, need)
+            except Exception:  # nobody waits for this future
+                log.exception("making room in %s", directory.path)
+            finally:
+                self._making_room = False
+
+        with self._room:
+            if self._making_room or directory.resting:
+                return
+            self._making_room = True
+        with suppress(RuntimeError):  # closing
+            self._keeping.submit(make)
+
+    def _place(self, name: str) -> CacheDirectory:
+        here = self._directory_of(name)
+        if here is not None:
+            return here
+        return self._best(name, [each for each in self.directories if not each.broken] or self.directories)
+
+    def _best(self, name: str, directories: Sequence[CacheDirectory]) -> CacheDirectory:
+        return max(directories, key=lambda each: each.score(name))
+
+    def _directory_of(self, name: str) -> CacheDirectory | None:
+        for directory in self.directories:
+            if not directory.broken and (directory.path / name).is_dir():
+                return directory
+        return None
+
+    def _directory_at(self, cache: LayerCache) -> CacheDirectory | None:
+        return next((each for each in self.directories if each.path == cache.directory.parent), None)
+
+    def _save_table(self, cache: LayerCache) -> None:
+        if not has_table(cache.directory):
+            try:
+                save_table(cache.directory, cache.chunks)
+            except OSError as error:
+                log.warning("%s: %s", cache.directory, error.strerror)
+
+
+def open_cache(
+    paths: NodePaths, settings: CacheSettings, boot: bytes, report: Callable[[str], None]
+) -> NodeCache:
+    """The cache of a node, as its owner wants it."""
+    if settings.directories:
+        directories = [
+            CacheDirectory(each.path, each.limit or settings.limit, each.weight)
+            for each in settings.directories
+        ]
+    else:
+        paths.cache.mkdir(parents=True, exist_ok=True)
+        directories = [CacheDirectory(paths.cache, settings.limit)]
+    cache = NodeCache(directories, boot, report)
+    cache.paranoid = settings.paranoid
+    return cache
