@@ -14,7 +14,7 @@ import numpy as np
 
 from converter.appendix import BLOCK, Appendix
 from converter.data import StreamData
-from converter.unpack import as_file, checked_blob, plain_pieces
+from converter.unpack import as_file, plain_layer
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import seekable, toc
 from lazyfs.formats.bootstrap import build
@@ -90,7 +90,7 @@ def check_against(store: Store, reference: Reference, original_store: Store, ori
         )
     for layer, diff_id in theirs.layers:
         digest = hashlib.sha256()
-        for piece in plain_pieces(checked_blob(original_store.stream(layer.digest), layer), layer.digest):
+        for piece in plain_layer(original_store.stream(layer.digest), layer):
             digest.update(piece)
         if f"sha256:{digest.hexdigest()}" != diff_id:
             raise IntegrityError(
@@ -112,10 +112,9 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
             digest.update(piece)
             yield piece
 
-    blob = checked_blob(store.stream(layer.digest), layer)
-    source = FileSource(as_file(hashed(plain_pieces(blob, layer.digest))))
-    builder = TreeBuilder(layer.digest)
-    with Appendix(layer.digest) as appendix:
+    source = FileSource(as_file(hashed(plain_layer(store.stream(layer.digest), layer))))
+    builder = TreeBuilder(f"layer {layer.digest}")
+    with Appendix(f"layer {layer.digest}") as appendix:
         data = StreamData()
         for member in walk(source):
             data.of(member)

@@ -19,13 +19,13 @@ from converter.blob import BlobBuilder
 from converter.cuts import CutRules
 from converter.data import StreamData
 from converter.stream import ChunkedStream
-from converter.unpack import Limits, checked_blob, limited, plain_pieces
-from lazyfs.errors import IntegrityError
+from converter.unpack import Limits, limited, plain_layer
+from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, LimitError, UsageError
 from lazyfs.formats import toc
-from lazyfs.formats.frames import DEFAULT_LEVELS, MEDIA_TYPES, NONE, ZSTD
+from lazyfs.formats.frames import DEFAULT_LEVELS, MAX_LEVELS, MEDIA_TYPES, NONE, ZSTD
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
-from lazyfs.formats.tarwalk import walk
+from lazyfs.formats.tarwalk import Member, walk
 from lazyfs.stores.base import Store, named
 
 QUEUE_PIECES = 8
@@ -42,6 +42,14 @@ class Settings:
     rules: CutRules = field(default_factory=CutRules)
     limits: Limits = field(default_factory=Limits)
     jobs: int = 2
+
+    def __post_init__(self) -> None:
+        highest = MAX_LEVELS[self.codec]
+        if not 0 <= self.effective_level <= highest:
+            raise UsageError(
+                f"codec {self.codec} has no level {self.level}",
+                hint=f"it has 0 to {highest}, or leave it out",
+            )
 
     @property
     def effective_level(self) -> int:
@@ -68,23 +76,20 @@ def convert_layer(
     Raises IntegrityError where blob or stream are not what their digests promise, BadInputError where
     the archive is damaged; nothing is left in the target then.
     """
+    name = f"layer {layer.digest}"
     with (
         target.writer() as writer,
-        Appendix(layer.digest) as appendix,
+        Appendix(name) as appendix,
         BlobBuilder(writer, settings.codec, settings.effective_level, settings.jobs) as blob,
     ):
-        pieces = checked_blob(source.stream(layer.digest), layer, on_read)
-        with _PlainReader(limited(plain_pieces(pieces, layer.digest), layer, settings.limits)) as plain:
+        tree, data = TreeBuilder(name), StreamData()
+        pieces = plain_layer(source.stream(layer.digest), layer, on_read)
+        with _PlainReader(limited(pieces, layer, settings.limits)) as plain:
             stream = ChunkedStream(plain, settings.rules, blob.add)
-            tree = TreeBuilder(layer.digest)
-            data = StreamData()
-            for member in walk(stream):
-                stream.plan(member, data.of(member))
-                tree.add(member, member.data_offset, appendix.segments(member, stream))
-            stream.finish()
+            _walk(stream, plain, tree, data, appendix, name)
         if f"sha256:{plain.digest}" != diff_id:
             raise IntegrityError(
-                f"layer {layer.digest}: its tar stream is sha256:{plain.digest}, the config says {diff_id}",
+                f"{name}: its tar stream is sha256:{plain.digest}, the config says {diff_id}",
                 hint="the source image is inconsistent: build it again",
             )
         size = stream.position
@@ -102,13 +107,41 @@ def convert_layer(
             strays=strays,
         )
         packed = toc.encode(document)
-        with named(f"layer {layer.digest}"):
+        with named(name):
             toc.decode(packed)  # what a node would refuse must not be written
         location = blob.add_toc(packed)
         digest, blob_size = writer.commit()
     annotations = {**layer.annotations, TOC_ANNOTATION: location.format()}
     descriptor = Descriptor(MEDIA_TYPES[settings.codec], digest, blob_size, annotations)
     return ConvertedLayer(descriptor, document, len(packed))
+
+
+def _walk(
+    stream: ChunkedStream,
+    plain: "_PlainReader",
+    tree: TreeBuilder,
+    data: StreamData,
+    appendix: Appendix,
+    layer: str,
+) -> None:
+    """Walk through all of the stream; errors name the layer and, where that says something, the member."""
+    member: Member | None = None
+    try:
+        for member in walk(stream):
+            stream.plan(member, data.of(member))
+            tree.add(member, member.data_offset, appendix.segments(member, stream))
+        stream.finish()
+    except LazyfsError as error:
+        failure = plain.failure or error
+        where = ""
+        if (
+            plain.failure is not None
+            and isinstance(failure, BadInputError | LimitError)
+            and member is not None
+        ):
+            where = f" (behind the header of {member.name[:200].decode('utf-8', 'backslashreplace')!r})"
+        what = "" if failure.message.startswith(layer) else f"{layer}: "
+        raise type(failure)(f"{what}{failure.message}{where}", hint=failure.hint) from error
 
 
 class _PlainReader:
@@ -119,6 +152,8 @@ class _PlainReader:
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(QUEUE_PIECES)
         self._stopped = threading.Event()
         self._hash = hashlib.sha256()
+        self.failure: LazyfsError | None = None
+        """Why the stream ended early, if it did."""
         self._thread = threading.Thread(target=self._run, name="unpack", daemon=True)
 
     def __enter__(self) -> "_PlainReader":
@@ -146,6 +181,8 @@ class _PlainReader:
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._queue.put(item)  # the end is the end however often one asks
+            if isinstance(item, LazyfsError):
+                self.failure = item
             raise item
         return item
 

@@ -77,6 +77,24 @@ def checked_blob(
         )
 
 
+def plain_layer(
+    pieces: Iterable[bytes], layer: Descriptor, on_read: Callable[[int], None] = lambda _: None
+) -> Iterator[bytes]:
+    """The tar stream of a layer, its blob held against its digest.
+
+    Where the compressed stream is damaged, the digest tells who did it: IntegrityError if the blob is not the one
+    that was promised, BadInputError if it was made so.
+    """
+    blob = checked_blob(pieces, layer, on_read)
+    try:
+        # Not the generator itself, which would be closed by whoever gives up on it.
+        yield from plain_pieces(iter(blob.__next__, None), layer.digest)
+    except BadInputError:
+        for _ in blob:
+            continue
+        raise
+
+
 def plain_pieces(pieces: Iterable[bytes], layer: str) -> Iterator[bytes]:
     """The tar stream in pieces of at most 1 MiB.
 

@@ -118,8 +118,9 @@ class TreeBuilder:
             raise LimitError(f"{self._layer}: more than {MAX_INODES} files and directories")
 
     def _error(self, member: Member, what: str) -> BadInputError:
+        shown = member.name[:200].decode("utf-8", "backslashreplace")
         return BadInputError(
-            f"{self._layer}: member {member.name[:200]!r} at byte {member.header_offset}: {what}",
+            f"{self._layer}: tar member {shown!r} at byte {member.header_offset}: {what}",
             hint="the layer cannot be unpacked by an ordinary runtime either; build it again",
         )
 

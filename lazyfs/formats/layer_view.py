@@ -36,8 +36,9 @@ def resolve_links(layers: Sequence[Tree], base: Ints, target: Ints) -> Ints:
             path = layer.targets[int(position[link])]
             lower = look_up.file(path)
             if lower is None:
+                shown = path[:200].decode("utf-8", "backslashreplace")
                 raise BadInputError(
-                    f"layer {index}: a hard link to {path[:200]!r}, which neither it nor a layer below has",
+                    f"layer {index + 1} of {len(layers)}: a hard link to {shown!r}, which no layer up to it has",
                     hint="the image cannot be unpacked by an ordinary runtime either; build it again",
                 )
             look_up.resolved[index, link] = lower

@@ -159,8 +159,8 @@ def walk(source: Source) -> Iterator[Member]:
         member = None
         try:
             if len(block) < BLOCK or (block[0] == 0 and block == ZERO_BLOCK):
-                _finish(source, block, extensions)
-                return
+                _check_end(source, block, extensions)
+                break
             check_checksum(block)
             if block[156] in _EXTENDING:
                 extensions.read(offset, block)
@@ -175,6 +175,8 @@ def walk(source: Source) -> Iterator[Member]:
             yield member
             if member.stored_size:
                 _skip_data(source, member)
+    while source.read(_PIECE):
+        pass
 
 
 class _Extensions:
@@ -346,16 +348,14 @@ def _skip_data(source: Source, member: Member) -> None:
         raise _placed(error, member.name, member.header_offset)
 
 
-def _finish(source: Source, block: bytes, extensions: _Extensions) -> None:
-    """Check that ``block``, short or zero, is where an archive can end; read what follows it."""
+def _check_end(source: Source, block: bytes, extensions: _Extensions) -> None:
+    """Check that ``block``, short or zero, is where an archive can end."""
     if len(block) < BLOCK and block.strip(b"\0"):
         raise BadInputError("the stream ends inside its header", hint=_DAMAGED)
     if extensions.start is not None:
         raise BadInputError("the archive ends after an extended header", hint=_DAMAGED)
     if source.read(BLOCK).strip(b"\0"):
         raise BadInputError("a lone zero block, and more after it", hint=_DAMAGED)
-    while source.read(_PIECE):
-        pass
 
 
 def _padded(size: int) -> int:
