@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -17,8 +15,7 @@ from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
 from .conftest import Node, blob, document, layout_of, lazyfs, manifest_of, succeed, wait_until
-
-TIMEOUT = 120.0
+from .engines import TIMEOUT, podman, tool
 
 CONTAINERD = """
 version = 2
@@ -30,29 +27,6 @@ address = "{directory}/containerd.sock"
 [ttrpc]
 address = "{directory}/ttrpc.sock"
 """
-
-# Locks and limits of its own: the machine's may belong to another engine, or be more than this one may give.
-PODMAN = """
-[containers]
-default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
-[engine]
-lock_type = "file"
-"""
-
-
-def tool(*words: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
-    """What a command of others says; it has to succeed."""
-    result = subprocess.run(
-        words,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        cwd=cwd,
-        env=os.environ | (environment or {}),
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_config_and_diff_ids_are_kept(demo: str, built_demo: BuiltImage) -> None:
@@ -112,26 +86,14 @@ def test_for_docker_with_gzip(node: Node, built_small: BuiltImage, tmp_path: Pat
 
 
 def test_run_by_podman(demo: str) -> None:
-    # Not in tmp_path: podman wants its runroot named in 50 characters.
-    with TemporaryDirectory(prefix="podman") as name:
-        directory = Path(name)
-        (directory / "containers.conf").write_text(PODMAN)
-        environment = {"CONTAINERS_CONF": str(directory / "containers.conf")}
-        podman: list[str | Path] = ["podman", "--root", directory / "root", "--runroot", directory / "run"]
-        podman += ["--tmpdir", directory / "tmp", "--storage-driver", "overlay", "--events-backend", "none"]
-        podman += ["--cgroup-manager", "cgroupfs", "--runtime", "runc"]
-        try:
-            # It makes the image's name of the path, and names have no capital letters.
-            layout = layout_of(demo)
-            image = f"oci:{layout.name}:demo"
-            run = ["run", "--rm", "--network", "none", "--quiet", image]
-            said = tool(*podman, *run, cwd=layout.parent, environment=environment)
-            assert said.startswith("ready 1.")
-            images = tool(*podman, "images", "--no-trunc", "--quiet", environment=environment).split()
-            assert images == [manifest_of(demo)["config"]["digest"]]
-        finally:
-            for entry in list_mounts(directory):
-                unmount(entry.target, detach=True)
+    with podman() as engine:
+        # It makes the image's name of the path, and names have no capital letters.
+        layout = layout_of(demo)
+        image = f"oci:{layout.name}:demo"
+        said = engine("run", "--rm", "--network", "none", "--quiet", image, cwd=layout.parent)
+        assert said.startswith("ready 1.")
+        images = engine("images", "--no-trunc", "--quiet").split()
+        assert images == [manifest_of(demo)["config"]["digest"]]
 
 
 @contextmanager
