@@ -166,9 +166,12 @@ class Bucket:
 
         return self.call(request, f"s3://{self.name}/{key}")
 
-    def call(self, request: Callable[[Clients], _T], what: str) -> _T:
-        """Make a request until it succeeds or there is no hope; ``what`` names it in errors."""
-        give_up = time.monotonic() + self._options.timeout / 2
+    def call(self, request: Callable[[Clients], _T], what: str, *, once: bool = False) -> _T:
+        """Make a request until it succeeds or there is no hope; ``what`` names it in errors.
+
+        ``once`` is for cleaning up, which must not make anybody wait for a network that is gone.
+        """
+        give_up = time.monotonic() + (0 if once else self._options.timeout / 2)
         pause = _FIRST_PAUSE
         renewed = False
         while True:

@@ -150,7 +150,7 @@ class _Upload:
             self._pool.shutdown(cancel_futures=True)
         if self._is_open:
             with suppress(LazyfsError):
-                self._call("abort_multipart_upload")
+                self._call("abort_multipart_upload", once=True)
         if self._is_object:
             self._target.pop("UploadId", None)
             try:
@@ -164,9 +164,9 @@ class _Upload:
         answer = self._call("upload_part", PartNumber=number, Body=data, ChecksumSHA256=checksum)
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
-    def _call(self, name: str, **words: Any) -> Any:
+    def _call(self, name: str, *, once: bool = False, **words: Any) -> Any:
         return self._bucket.call(
-            lambda clients: getattr(clients.boto, name)(**self._target, **words), self._what
+            lambda clients: getattr(clients.boto, name)(**self._target, **words), self._what, once=once
         )
 
 
@@ -202,7 +202,7 @@ def _copy(bucket: Bucket, source: str, key: str, size: int, what: str) -> None:
         )
     except BaseException as error:
         with suppress(LazyfsError):
-            bucket.call(lambda clients: clients.boto.abort_multipart_upload(**target), what)
+            bucket.call(lambda clients: clients.boto.abort_multipart_upload(**target), what, once=True)
         # An answer that was lost, or another writer of the same bytes who was faster.
         if not isinstance(error, LazyfsError) or bucket.size(key, what) != size:
             raise
@@ -216,7 +216,7 @@ def remove_abandoned(bucket: Bucket, prefix: str) -> None:
     scope = {"Bucket": bucket.name, "Prefix": where}
 
     def ask(name: str, **words: str) -> Any:
-        return bucket.call(lambda clients: getattr(clients.boto, name)(**words), what)
+        return bucket.call(lambda clients: getattr(clients.boto, name)(**words), what, once=True)
 
     # Whoever may not list or delete leaves it to others, and to the lifecycle rule.
     with suppress(LazyfsError):

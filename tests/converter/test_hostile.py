@@ -208,7 +208,7 @@ def changed_document(document: Any, changes: list[tuple[float, Any, bool]]) -> A
         if removed:
             del parent[last]
         else:
-            parent[last] = value
+            parent[last] = copy.deepcopy(value)
     return document
 
 
