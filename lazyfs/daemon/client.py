@@ -44,20 +44,25 @@ class DaemonClient:
 
     def open_image(self, reference: str, lowest: int | None = None) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
+        return self._ask_for("/v1/images", reference, {} if lowest is None else {"lowest": lowest})
+
+    def look_at(self, reference: str) -> dict[str, Any]:
+        """See `Node.look_at`."""
+        return self._ask_for("/v1/chain", reference, {})
+
+    def _ask_for(self, path: str, reference: str, options: dict[str, Any]) -> dict[str, Any]:
         try:
-            body: dict[str, Any] = {"reference": reference, "directory": str(Path.cwd())}
+            body = {"reference": reference, "directory": str(Path.cwd()), **options}
         except OSError as error:
             raise UsageError(
                 f"the working directory: {error.strerror}", hint="change to another directory"
             ) from error
-        if lowest is not None:
-            body["lowest"] = lowest
         try:
-            return self._call("POST", "/v1/images", body)
+            return self._call("POST", path, body)
         except (NoDaemonError, DaemonGoneError):
             # It ended just now, or was about to when it was asked.
             ensure_daemon(self._paths)
-            return self._call("POST", "/v1/images", body)
+            return self._call("POST", path, body)
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")

@@ -5,9 +5,11 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -80,27 +82,43 @@ class Node:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
 
         A relative path in the reference counts from `directory`. With `lowest` it is the image of so many of its
-        layers, the lowest ones; of none, nothing is made ready, and `key`, `bootstrap` are empty. Returns `key`
-        (the same for equal layers), `bootstrap`, `devices` (paths, lowest layer first), `layers` (their device
-        numbers), `chain` (blob, DiffID and TOC of each layer of the whole image), `config` (what a run reads of
-        the image's config), `digest`, `reference`.
+        layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
+        layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
+        `reference`.
         """
-        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
-        image = self._load(store, reference)
-        if lowest is not None and not 0 <= lowest <= len(image.layers):
+        store, reference, image = self._find(reference_text, directory)
+        if lowest is not None and not 1 <= lowest <= len(image.layers):
             raise UsageError(f"{reference} has {len(image.layers)} layers, not {lowest}")
-        layers = self._open_layers(store, image)
-        shown = layers[:lowest]
-        key = "" if lowest == 0 else self._make_bootstrap(shown)
-        answer = self._describe(reference, image, shown, key)
-        answer["chain"] = [
-            {"blob": descriptor.digest, "diff_id": diff_id, "toc": layer.toc_digest}
-            for (descriptor, diff_id), layer in zip(image.layers, layers, strict=True)
-        ]
-        if key:
-            with self._lock:
-                self._images[f"{reference} {key}"] = answer
+        layers = self._open_layers(store, image.layers[:lowest])
+        key = self._make_bootstrap(layers)
+        answer = self._describe(reference, image, layers, key)
+        with self._lock:
+            self._images[f"{reference} {key}"] = answer
         return answer
+
+    def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
+        """What an image is made of, and its TOCs here: up to the first layer that was not converted.
+
+        Returns `digest`, and as `chain` of each layer, lowest first, `blob`, `diff_id` and `toc` ("" where there is
+        none here). The bootstrap is made meanwhile, for who will mount the image next.
+        """
+        store, _, image = self._find(reference_text, directory)
+        converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
+        layers = self._open_layers(store, converted)
+        if layers:
+            self._fetching.submit(self._make_bootstrap, layers)
+        tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
+        return {
+            "digest": image.descriptor.digest,
+            "chain": [
+                {"blob": layer.digest, "diff_id": diff_id, "toc": toc_digest}
+                for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
+            ],
+        }
+
+    def _find(self, reference_text: str, directory: Path) -> tuple[Store, Reference, Image]:
+        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
+        return store, reference, self._load(store, reference)
 
     def _load(self, store: Store, reference: Reference) -> Image:
         """The image's documents: from this machine where a digest says which ones, else from the store."""
@@ -112,12 +130,10 @@ class Node:
             self._documents.keep(image)
         return image
 
-    def _open_layers(self, store: Store, image: Image) -> list[Layer]:
+    def _open_layers(self, store: Store, layers: Sequence[tuple[Descriptor, str]]) -> list[Layer]:
         """All TOCs at once: where they come from far away, that is one round trip."""
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-            opening = [
-                pool.submit(self._open_layer, store, layer, diff_id) for layer, diff_id in image.layers
-            ]
+            opening = [pool.submit(self._open_layer, store, layer, diff_id) for layer, diff_id in layers]
             return [each.result() for each in opening]
 
     def _make_bootstrap(self, layers: list[Layer]) -> str:
@@ -254,7 +270,7 @@ class Node:
             "reference": str(reference),
             "digest": image.descriptor.digest,
             "key": key,
-            "bootstrap": str(self._bootstraps / key) if key else "",
+            "bootstrap": str(self._bootstraps / key),
             "devices": [str(self._paths.fuse / str(layer.inode)) for layer in layers],
             "layers": [layer.inode for layer in layers],
             "blob_bytes": sum(layer.size for layer, _ in image.layers),

@@ -120,6 +120,9 @@ def _calls(node: Node, request_stop: Call) -> dict[str, Call]:
             Path(_argument(body, "directory", str)),
             _argument(body, "lowest", int) if "lowest" in body else None,
         ),
+        "POST /v1/chain": lambda body: node.look_at(
+            _argument(body, "reference", str), Path(_argument(body, "directory", str))
+        ),
         "GET /v1/status": lambda _: node.status(),
         "POST /v1/timeline": lambda body: node.recorded(_argument(body, "since", float | int)),
         "POST /v1/shutdown": request_stop,

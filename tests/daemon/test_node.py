@@ -20,6 +20,7 @@ from lazyfs.formats.oci import OCI_MANIFEST
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference
+from tests.layouts import with_layers
 
 PATIENCE = 20.0
 
@@ -307,24 +308,40 @@ def test_the_lowest_layers_alone(make: Callable[[], OpenNode], made: Path) -> No
     assert lowest["key"] != whole["key"]
     assert Path(lowest["bootstrap"]).is_file()
     assert each.node.open_image(reference, Path("/"), 2)["key"] == whole["key"]
-    with LayoutStore(made) as store:
-        image = load_image(store, parse_reference(reference))
-    assert [(each["blob"], each["diff_id"]) for each in lowest["chain"]] == [
-        (layer.digest, diff_id) for layer, diff_id in image.layers
-    ]
-    for count in (-1, 3):
+    for count in (-1, 0, 3):
         with pytest.raises(UsageError, match="2 layers"):
             each.node.open_image(reference, Path("/"), count)
 
 
 def test_only_looked_at(make: Callable[[], OpenNode], made: Path) -> None:
     each = make()
-    answer = each.node.open_image(f"oci:{made}:lazy", Path("/"), 0)
-    assert (answer["key"], answer["bootstrap"], answer["layers"]) == ("", "", [])
+    answer = each.node.look_at(f"oci:{made}:lazy", Path("/"))
+    with LayoutStore(made) as store:
+        image = load_image(store, parse_reference(f"oci:{made}:lazy"))
+    assert [(layer["blob"], layer["diff_id"]) for layer in answer["chain"]] == [
+        (layer.digest, diff_id) for layer, diff_id in image.layers
+    ]
     assert {layer["toc"] for layer in answer["chain"]} == {
         layer["toc"] for layer in each.node.status()["layers"]
     }
+    assert answer["digest"] == image.descriptor.digest
     assert each.node.status()["images"] == []
+
+
+def test_looked_at_up_to_the_first_layer_that_was_not_converted(
+    make: Callable[[], OpenNode], layout: Path
+) -> None:
+    with_layers(
+        layout, "lazy", "half", lambda number, layer: replace(layer, annotations={}) if number else layer
+    )
+    each = make()
+    first, second = each.node.look_at(f"oci:{layout}:half", Path("/"))["chain"]
+    assert (len(first["toc"]), second["toc"]) == (64, "")
+    assert each.node.open_image(f"oci:{layout}:half", Path("/"), 1)["layers"]
+    with pytest.raises(UsageError, match="not a lazyfs layer"):
+        each.node.open_image(f"oci:{layout}:half", Path("/"))
+    with_layers(layout, "lazy", "none", lambda _, layer: replace(layer, annotations={}))
+    assert [layer["toc"] for layer in each.node.look_at(f"oci:{layout}:none", Path("/"))["chain"]] == ["", ""]
 
 
 def test_opened_by_digest_without_its_store(make: Callable[[], OpenNode], layout: Path) -> None:
