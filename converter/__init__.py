@@ -19,7 +19,7 @@ Needs no root, no FUSE, no engine.
 """
 
 from converter.check import CheckReport, check_against, check_image
-from converter.copy import copy_tree
+from converter.copy import copy_attached, copy_tree
 from converter.cuts import CutRules
 from converter.difference import Difference, compare
 from converter.image import ConvertReport, convert_image
@@ -41,5 +41,6 @@ __all__ = [
     "check_image",
     "compare",
     "convert_image",
+    "copy_attached",
     "copy_tree",
 ]

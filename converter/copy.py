@@ -1,13 +1,16 @@
-"""Images from store to store as they are, with everything that a manifest or an index names."""
+"""Images from store to store as they are, with all that a manifest or an index names, and what refers to it."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
-from lazyfs.errors import NotFoundError
+from lazyfs.errors import NotFoundError, UnsupportedError
 from lazyfs.formats.oci import (
     FOREIGN_LAYER_TYPES,
     INDEX_TYPES,
     MANIFEST_TYPES,
     Descriptor,
+    parse_digest,
     parse_index,
     parse_manifest,
 )
@@ -15,6 +18,8 @@ from lazyfs.stores import Store
 from lazyfs.stores.base import Adopting
 
 MAX_NESTING = 4
+# Where cosign puts signatures, attestations and SBOMs unless it is told to use referrers.
+_COSIGN_TAGS = (".sig", ".att", ".sbom")
 
 
 def copy_tree(
@@ -41,6 +46,44 @@ def copy_tree(
         return target.put_document(data, descriptor.media_type)
     on_blob(descriptor, copy_blob(source, descriptor, target))
     return descriptor
+
+
+def copy_attached(
+    source: Store,
+    image: Descriptor,
+    target: Store,
+    on_blob: Callable[[Descriptor, bool], None] = lambda *_: None,
+) -> int:
+    """Copy what refers to a copied image, or to an image of the index: launch packs, signatures, SBOMs. How many?
+
+    They are found as referrers and by cosign's tags. A store that can hold images only gets none of them.
+    """
+    subjects = [image]
+    if image.media_type in INDEX_TYPES:
+        subjects += parse_index(source.get_document(image)).manifests
+    count = 0
+    with suppress(UnsupportedError):
+        for subject in subjects:
+            for artifact in source.referrers(subject.digest, ""):
+                copy_tree(source, artifact, target, on_blob)
+                target.put_referrer(subject, artifact)
+                count += 1
+            for suffix in _COSIGN_TAGS:
+                count += _copy_tagged(
+                    source, f"sha256-{parse_digest(subject.digest)}{suffix}", target, on_blob
+                )
+    return count
+
+
+def _copy_tagged(source: Store, tag: str, target: Store, on_blob: Callable[[Descriptor, bool], None]) -> bool:
+    try:
+        artifact = source.resolve(tag)
+    except NotFoundError:
+        return False
+    copied = copy_tree(source, artifact, target, on_blob)
+    # The type tells it from an image in a list of names.
+    target.put_tag(tag, replace(copied, artifact_type=artifact.artifact_type or copied.media_type))
+    return True
 
 
 def copy_blob(source: Store, blob: Descriptor, target: Store) -> bool:

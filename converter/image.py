@@ -87,7 +87,7 @@ class _Conversion:
     known_chunks: set[bytes] = field(default_factory=set)
 
     def index(self, descriptor: Descriptor) -> Descriptor:
-        """Convert every image of an index; signatures, attestations and the like are copied untouched."""
+        """Convert every image of an index; images for Windows, attestations and the like are copied untouched."""
         index = parse_index(self.source.get_document(descriptor))
         manifests = [self._entry(entry) for entry in index.manifests]
         converted = Index(
@@ -114,11 +114,18 @@ class _Conversion:
     def _entry(self, entry: Descriptor) -> Descriptor:
         if entry.media_type in INDEX_TYPES:
             return self._renamed(entry, self.index(entry))
-        if entry.media_type in MANIFEST_TYPES and _is_runnable(
-            parse_manifest(self.source.get_document(entry)).layers
-        ):
+        if entry.media_type in MANIFEST_TYPES and self._is_for_us(entry):
             return self._renamed(entry, self.image(load_manifest(self.source, entry)))
         return self._renamed(entry, copy_tree(self.source, entry, self.target))
+
+    def _is_for_us(self, entry: Descriptor) -> bool:
+        """Is it an image of layers, for Linux, and not an artifact that only looks like one (an attestation)?"""
+        if entry.platform is not None and entry.platform.os not in ("", "linux"):
+            return False
+        layers = parse_manifest(self.source.get_document(entry)).layers
+        return all(
+            "image.layer" in layer.media_type or "image.rootfs" in layer.media_type for layer in layers
+        )
 
     @staticmethod
     def _renamed(entry: Descriptor, to: Descriptor) -> Descriptor:
@@ -174,8 +181,3 @@ class _Conversion:
         )
         records.remember(self.target, layer.digest, converted.descriptor, self.settings)
         return converted.descriptor, converted.toc, False
-
-
-def _is_runnable(layers: tuple[Descriptor, ...]) -> bool:
-    """Is it an image of layers, and not an artifact that only looks like one (an attestation, a signature)?"""
-    return all("image.layer" in layer.media_type or "image.rootfs" in layer.media_type for layer in layers)

@@ -138,11 +138,14 @@ def convert(
 def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -> None:
     """Copy an image, converted or not, with all its platforms, from one store to another.
 
+    What refers to it goes along untouched: launch packs, signatures, SBOMs and attestations, found as referrers or
+    by cosign's tags. (A docker-archive cannot hold them.)
+
     \b
     Example:
       lazyfs copy oci:./lazy:app oci:/srv/images:app
     """
-    from converter import copy_tree
+    from converter import copy_attached, copy_tree
     from lazyfs.formats.oci import Descriptor
     from lazyfs.stores import open_store, parse_reference
 
@@ -159,6 +162,7 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
         open_store(to_reference, create=True, options=stores) as to_store,
     ):
         top = copy_tree(from_store, from_store.resolve(from_reference.selector), to_store, on_blob)
+        artifacts = copy_attached(from_store, top, to_store, on_blob)
         to_store.put_tag(tag, top)
     if as_json:
         print_json(
@@ -167,11 +171,15 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
                 "copied": [blob.digest for blob in copied],
                 "copied_bytes": sum(blob.size for blob in copied),
                 "present": [blob.digest for blob in present],
+                "artifacts": artifacts,
             }
         )
         return
     size = sum(blob.size for blob in copied)
-    click.echo(f"{top.digest}\n{len(copied)} blobs copied ({byte_words(size)}), {len(present)} were there")
+    click.echo(
+        f"{top.digest}\n{len(copied)} blobs copied ({byte_words(size)}), {len(present)} were there, "
+        f"{artifacts} artifacts that refer to it"
+    )
 
 
 @click.command(short_help="Prove a converted image, byte by byte.", epilog=REFERENCES)

@@ -56,6 +56,7 @@ TOC_ANNOTATION = "containerd.io/snapshot/lazyfs.toc"
 # On layers as well, for containerd; and on the pack's own artifact, where it is seen in a list of referrers.
 PACK_ANNOTATION = "containerd.io/snapshot/lazyfs.pack"
 # The artifact that holds a launch pack, and the blob in it.
+OUR_TYPES = "application/vnd.lazyfs."
 PACK_TYPE = "application/vnd.lazyfs.launch-pack.v1"
 # An artifact that the converter leaves beside a layer, for its next run.
 LAYER_RECORD_TYPE = "application/vnd.lazyfs.layer.v1"

@@ -120,6 +120,7 @@ class Store(Protocol):
     def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
         """The artifacts of this type that have the manifest of this digest as their subject, the latest last.
 
+        An empty type means all of them.
         Their annotations are those of the artifacts. Anybody who may write to the store may have put them there.
         """
         ...
@@ -127,7 +128,7 @@ class Store(Protocol):
     def put_referrer(self, subject: Descriptor, referrer: Descriptor) -> None:
         """Let ``referrer``, an artifact that was put and has ``subject``, be found by `referrers`.
 
-        It takes the place of those of its type, where the store keeps the list by a tag.
+        Where the store keeps the list by a tag, what lazyfs made takes the place of what it made before.
         """
         ...
 

@@ -8,7 +8,7 @@ store, and in registries without it, whoever adds an artifact adds it to that in
 from dataclasses import replace
 
 from lazyfs.errors import LazyfsError, NotFoundError
-from lazyfs.formats.oci import INDEX_TYPES, OCI_INDEX, Descriptor, Index, parse_digest, parse_index
+from lazyfs.formats.oci import INDEX_TYPES, OCI_INDEX, OUR_TYPES, Descriptor, Index, parse_digest, parse_index
 from lazyfs.stores.base import Store, named
 
 
@@ -18,7 +18,13 @@ def referrers_tag(digest: str) -> str:
 
 
 def is_of_type(descriptor: Descriptor, artifact_type: str) -> bool:
-    return descriptor.artifact_type == artifact_type
+    return artifact_type in ("", descriptor.artifact_type)
+
+
+def _replaces(new: Descriptor, old: Descriptor) -> bool:
+    """What lazyfs makes of an image it makes anew; an image may have many signatures."""
+    ours = new.artifact_type.startswith(OUR_TYPES) and new.artifact_type == old.artifact_type
+    return ours or new.digest == old.digest
 
 
 def tagged_referrers(store: Store, digest: str, artifact_type: str) -> list[Descriptor]:
@@ -39,7 +45,7 @@ def read_list(store: Store, found: Descriptor) -> tuple[Descriptor, ...]:
 
 
 def tag_referrer(store: Store, subject: Descriptor, referrer: Descriptor) -> None:
-    """`Store.put_referrer` by the tag: the new artifact takes the place of those of its type."""
+    """`Store.put_referrer` by the tag."""
     tag = referrers_tag(subject.digest)
     others: tuple[Descriptor, ...] = ()
     try:
@@ -49,7 +55,7 @@ def tag_referrer(store: Store, subject: Descriptor, referrer: Descriptor) -> Non
     except LazyfsError as error:
         # Other artifacts would be lost with the list that cannot be read.
         raise type(error)(f"referrers of {subject.digest}: {error.message}", hint=error.hint) from error
-    kept = tuple(item for item in others if not is_of_type(item, referrer.artifact_type))
+    kept = tuple(item for item in others if not _replaces(referrer, item))
     document = Index((*kept, referrer), OCI_INDEX).to_bytes()
     # The type tells it from an image in a list of names.
     store.put_tag(tag, replace(store.put_document(document, OCI_INDEX), artifact_type=OCI_INDEX))

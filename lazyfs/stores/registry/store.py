@@ -168,9 +168,10 @@ class RegistryStore:
     def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
         parse_digest(digest)
         if self._has_referrers_api:
+            query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
             request = Request(
                 "GET",
-                f"referrers/{digest}?{urlencode({'artifactType': artifact_type})}",
+                f"referrers/{digest}{query}",
                 f"referrers of {digest}",
                 headers={"Accept": OCI_INDEX},
             )

@@ -1,0 +1,187 @@
+"""Images that are moved, with what an index names and what refers to them; and indexes that are converted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from converter import Settings, check_image, convert_image, copy_attached, copy_tree
+from lazyfs.errors import NotFoundError, UnsupportedError
+from lazyfs.formats.oci import (
+    DOCKER_FOREIGN_LAYER_GZIP,
+    OCI_CONFIG,
+    OCI_EMPTY,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    PACK_TYPE,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    parse_index,
+    sha256_digest,
+)
+from lazyfs.stores import Reference, Store, open_store, parse_reference, write_blob
+from tests.faults import FaultServer
+from tests.stores.memory_registry import MemoryRegistry
+from tests.stores.samples import make_sample, put_referrer, put_sample
+
+SIGNATURE = "application/vnd.dev.cosign.artifact.sig.v1+json"
+
+
+def put_signature(store: Store, image: Descriptor, suffix: str) -> str:
+    """As cosign does it, without a subject."""
+    config = Descriptor(OCI_CONFIG, *write_blob(store, ImageConfig(()).to_bytes()))
+    payload = Descriptor(
+        "application/vnd.dev.cosign.simplesigning.v1+json", *write_blob(store, suffix.encode())
+    )
+    tag = image.digest.replace(":", "-") + suffix
+    store.put_tag(tag, store.put_document(Manifest(config, (payload,)).to_bytes(), OCI_MANIFEST))
+    return tag
+
+
+def copied(source: Reference, target: Reference) -> int:
+    with open_store(source) as old, open_store(target, create=True) as new:
+        top = copy_tree(old, old.resolve(source.selector), new)
+        count = copy_attached(old, top, new)
+        new.put_tag(target.tag_to_write(), top)
+    return count
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> tuple[Reference, Descriptor]:
+    """An image with a launch pack, two signatures as referrers and two as tags."""
+    reference = parse_reference(f"oci:{tmp_path}/source:v1")
+    with open_store(reference, create=True) as store:
+        image = put_sample(store, make_sample("a"), "v1")
+        put_referrer(store, image, PACK_TYPE, b"an old pack")
+        put_referrer(store, image, PACK_TYPE, b"pack")
+        put_referrer(store, image, SIGNATURE, b"mine")
+        put_referrer(store, image, SIGNATURE, b"yours")
+        put_signature(store, image, ".sig")
+        put_signature(store, image, ".att")
+    return reference, image
+
+
+@pytest.fixture(params=["oci", "oci-archive", "docker"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Reference]:
+    if request.param == "docker":
+        server = request.getfixturevalue("registry")
+        return lambda name: parse_reference(f"docker://{server.host}/{name}:v1")
+    return lambda name: parse_reference(f"{request.param}:{tmp_path}/{name}:v1")
+
+
+@pytest.fixture
+def registry() -> object:
+    with FaultServer(MemoryRegistry()) as server:
+        yield server
+
+
+def test_what_refers_to_an_image_goes_along(
+    signed: tuple[Reference, Descriptor], target: Callable[[str], Reference]
+) -> None:
+    source, image = signed
+    assert copied(source, target("first")) == 5
+    # And on from there.
+    assert copied(target("first"), target("second")) == 5
+    with open_store(source) as old, open_store(target("second")) as new:
+        assert new.resolve("v1").digest == image.digest
+        for artifact_type, count in ((PACK_TYPE, 1), (SIGNATURE, 2), ("", 3)):
+            found = new.referrers(image.digest, artifact_type)
+            assert len(found) == count
+            assert [item.digest for item in found] == [
+                item.digest for item in old.referrers(image.digest, artifact_type)
+            ]
+        for suffix in (".sig", ".att"):
+            tag = image.digest.replace(":", "-") + suffix
+            assert new.resolve(tag).digest == old.resolve(tag).digest
+
+
+def test_a_copy_again_adds_nothing(signed: tuple[Reference, Descriptor], tmp_path: Path) -> None:
+    source, image = signed
+    target = parse_reference(f"oci:{tmp_path}/target:v1")
+    assert copied(source, target) == copied(source, target) == 5
+    with open_store(target) as store:
+        assert len(store.referrers(image.digest, "")) == 3
+        # What is attached is no image that could be meant.
+        assert store.resolve(None).digest == image.digest
+
+
+def test_an_archive_of_images_gets_images_alone(signed: tuple[Reference, Descriptor], tmp_path: Path) -> None:
+    target = parse_reference(f"docker-archive:{tmp_path}/archive.tar:app:v1")
+    assert copied(signed[0], target) == 0
+    with open_store(target) as store:
+        assert store.resolve(None).digest
+
+
+def make_index(store: Store) -> tuple[Descriptor, dict[str, Descriptor]]:
+    """Linux on two machines, Windows with a foreign layer, an attestation."""
+    parts = {
+        "amd64": put_sample(store, make_sample("a")),
+        "arm64": put_sample(store, make_sample("b", architecture="arm64")),
+    }
+    foreign = Descriptor(
+        DOCKER_FOREIGN_LAYER_GZIP,
+        sha256_digest(b"kept by its maker"),
+        17,
+        extra={"urls": ["https://example.com"]},
+    )
+    config = store.put_document(
+        ImageConfig((sha256_digest(b"x"),), architecture="amd64", os="windows").to_bytes(), OCI_CONFIG
+    )
+    parts["windows"] = store.put_document(Manifest(config, (foreign,)).to_bytes(), OCI_MANIFEST)
+    empty = Descriptor(OCI_EMPTY, *write_blob(store, b"{}"))
+    statement = Descriptor("application/vnd.in-toto+json", *write_blob(store, b'{"_type": "statement"}'))
+    parts["unknown"] = store.put_document(Manifest(empty, (statement,)).to_bytes(), OCI_MANIFEST)
+    platforms = {
+        "amd64": Platform("amd64", "linux"),
+        "arm64": Platform("arm64", "linux"),
+        "windows": Platform("amd64", "windows"),
+        "unknown": Platform("unknown", "unknown"),
+    }
+    entries = tuple(replace(parts[name], platform=platform) for name, platform in platforms.items())
+    document = Index(entries, annotations={"org.example": "kept"}).to_bytes()
+    top = store.put_document(document, OCI_INDEX)
+    store.put_tag("v1", top)
+    return top, parts
+
+
+def test_an_index_is_converted_and_what_is_no_image_for_linux_carried_along(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
+    with open_store(source, create=True) as old, open_store(target, create=True) as new:
+        _, parts = make_index(old)
+        convert_image(old, source, new, target, Settings(jobs=1), all_platforms=True)
+        index = parse_index(new.get_document(new.resolve("v1")))
+        found = {str(entry.platform): entry for entry in index.manifests}
+        assert index.annotations == {"org.example": "kept"}
+        assert list(found) == ["linux/amd64", "linux/arm64", "windows/amd64", "unknown/unknown"]
+        assert found["windows/amd64"].digest == parts["windows"].digest
+        assert found["unknown/unknown"].digest == parts["unknown"].digest
+        for name in ("amd64", "arm64"):
+            digest = found[f"linux/{name}"].digest
+            assert digest != parts[name].digest
+            check_image(new, replace(target, tag=None, digest=digest))
+        with pytest.raises(NotFoundError):
+            convert_image(old, source, new, target, Settings(jobs=1), platform="linux/s390x")
+
+
+def test_a_foreign_layer_alone_cannot_be_converted(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
+    with open_store(source, create=True) as old, open_store(target, create=True) as new:
+        _, parts = make_index(old)
+        one = replace(source, tag=None, digest=parts["windows"].digest)
+        with pytest.raises(UnsupportedError, match="foreign layer"):
+            convert_image(old, one, new, target, Settings(jobs=1))
+        assert new.tags() == []
+
+
+def test_an_index_is_copied_with_foreign_layers_left_where_they_are(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/copy:v1")
+    with open_store(source, create=True) as old:
+        top, _ = make_index(old)
+    assert copied(source, target) == 0
+    with open_store(target) as new:
+        assert new.resolve("v1").digest == top.digest
+        assert new.has(sha256_digest(b"kept by its maker")) is None
