@@ -5,12 +5,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError
+
+if TYPE_CHECKING:
+    from lazyfs.daemon.client import DaemonClient
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,6 +26,22 @@ def root_option(command: Command) -> Command:
     return click.option(
         "--root", type=click.Path(path_type=Path), help="The node's directory, as before the command."
     )(command)
+
+
+def cache_options(command: Command) -> Command:
+    """For commands that start a daemon: what it shall do with its cache, until it ends."""
+    command = click.option(
+        "--cache-limit", metavar="SIZE", help="What the cache may take of the disk: 50G or 80%."
+    )(command)
+    return click.option("--paranoid", is_flag=True, help="Verify what is read from the cache, each time.")(
+        command
+    )
+
+
+def choose_cache(client: "DaemonClient", cache_limit: str | None, paranoid: bool) -> None:
+    """Tell the daemon what `cache_options` say, if anything."""
+    if cache_limit is not None or paranoid:
+        client.ask("POST /v1/cache/settings", {"limit": cache_limit, "paranoid": paranoid or None})
 
 
 def reference_argument(command: Command) -> Command:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lazyfs import __version__
-from lazyfs.cli import images, mounts, node, run
+from lazyfs.cli import cache, images, mounts, node, run
 from lazyfs.cli.common import Global, show_error
 from lazyfs.errors import LazyfsError, UsageError
 
@@ -53,6 +53,7 @@ for _command in (
     run.run,
     mounts.mount,
     mounts.umount,
+    cache.cache,
     node.status,
     node.doctor,
     node.shutdown,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lazyfs.cli.common import node_paths, reference_argument, root_option
+from lazyfs.cli.common import cache_options, choose_cache, node_paths, reference_argument, root_option
 
 directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
@@ -15,9 +15,18 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 @click.option(
     "--rw", is_flag=True, help="An overlay that can be written; what is written goes with `umount`."
 )
+@cache_options
 @root_option
 @click.pass_context
-def mount(context: click.Context, reference: str, directory: Path, rw: bool, root: Path | None) -> None:
+def mount(
+    context: click.Context,
+    reference: str,
+    directory: Path,
+    rw: bool,
+    cache_limit: str | None,
+    paranoid: bool,
+    root: Path | None,
+) -> None:
     """Show an image's file system at DIR; its bytes come when they are read.
 
     \b
@@ -37,6 +46,7 @@ def mount(context: click.Context, reference: str, directory: Path, rw: bool, roo
     check_target(target)
     remove_leftovers(paths)
     with daemon_in_use(paths) as client:
+        choose_cache(client, cache_limit, paranoid)
         image = client.open_image(reference)
         if rw:
             mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from lazyfs.cli.common import node_paths, reference_argument, root_option, show_error
+from lazyfs.cli.common import (
+    cache_options,
+    choose_cache,
+    node_paths,
+    reference_argument,
+    root_option,
+    show_error,
+)
 from lazyfs.cli.interrupts import Interrupted, interruptible
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError, NodeError
@@ -50,6 +57,7 @@ OWN_FAILURE = 125
     help="Draw what was fetched and read when (SVG).",
 )
 @click.option("--rm", is_flag=True, help="For those used to it: nothing is ever left behind.")
+@cache_options
 @root_option
 @click.pass_context
 def run(
@@ -62,6 +70,8 @@ def run(
     env: tuple[str, ...],
     volume: tuple[str, ...],
     rm: bool,
+    cache_limit: str | None,
+    paranoid: bool,
     root: Path | None,
     **words: Any,
 ) -> None:
@@ -84,7 +94,7 @@ def run(
         raise click.BadParameter(f"{timeline.parent} is not a directory", param_hint="--timeline")
     try:
         options = parse_options(args, env=env, env_files=env_file, volumes=volume, **words)
-        code = _run(node_paths(context, root), reference, options, timeline)
+        code = _run(node_paths(context, root), reference, options, timeline, (cache_limit, paranoid))
     except LazyfsError as error:
         if context.obj.debug:
             raise
@@ -113,7 +123,13 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _run(paths: NodePaths, reference: str, options: "RunOptions", timeline: Path | None) -> int:
+def _run(
+    paths: NodePaths,
+    reference: str,
+    options: "RunOptions",
+    timeline: Path | None,
+    cache: tuple[str | None, bool],
+) -> int:
     from lazyfs.cli.workspace import remove_leftovers
     from lazyfs.daemon.client import daemon_in_use
     from lazyfs.run import run_container
@@ -122,6 +138,7 @@ def _run(paths: NodePaths, reference: str, options: "RunOptions", timeline: Path
     with interruptible() as interrupts, ExitStack() as undo:
         remove_leftovers(paths)
         with daemon_in_use(paths) as client:
+            choose_cache(client, *cache)
             image = client.open_image(reference)
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))

@@ -71,6 +71,11 @@ class DaemonClient:
         """What was fetched and read since `time.monotonic` was `since`."""
         return self._call("POST", "/v1/timeline", {"since": since})
 
+    def ask(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Any call of `docs/operations.md`: "METHOD /path"."""
+        method, _, path = call.partition(" ")
+        return self._call(method, path, body)
+
     def shutdown(self) -> None:
         """End the daemon; BusyError while an image is mounted. Returns when it has ended."""
         pid = self._call("POST", "/v1/shutdown")["pid"]

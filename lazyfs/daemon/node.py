@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
+from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
 from lazyfs.errors import LazyfsError, NodeError, UsageError
 from lazyfs.formats import bootstrap, toc
@@ -21,12 +22,15 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
 from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.fetch import BlobSource, Fetcher
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
+from lazyfs.node.seen import SeenImage, SeenLayer
 from lazyfs.node.timeline import Timeline
+from lazyfs.node.warm import missing_spans, warm
 from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse_reference
 from lazyfs.stores.node_stores import NodeStores
 
@@ -76,6 +80,8 @@ class Node:
             directory.mkdir(parents=True, exist_ok=True)
             _remove_torn(directory)
         self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
+        self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
+        self._forget_days = settings.forget_days
         _remove_others(paths.bootstraps, self._bootstraps.name)
 
     def open_image(self, reference_text: str, directory: Path, lowest: int | None = None) -> dict[str, Any]:
@@ -92,6 +98,15 @@ class Node:
         layers = self._open_layers(store, image.layers[:lowest])
         key = self._make_bootstrap(layers)
         answer = self._describe(reference, image, layers, key)
+        self.care.note(
+            SeenImage(
+                answer["reference"],
+                answer["digest"],
+                tuple(SeenLayer(each.toc_digest, each.blob, each.device.size) for each in layers),
+                (key,),
+                time.time(),
+            )
+        )
         with self._lock:
             self._images[f"{reference} {key}"] = answer
         return answer
@@ -119,6 +134,19 @@ class Node:
     def _find(self, reference_text: str, directory: Path) -> tuple[Store, Reference, Image]:
         store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
         return store, reference, self._load(store, reference)
+
+    def warm(self, reference: str, directory: Path, after: int, seconds: float) -> dict[str, Any]:
+        """Fetch all of an image for so many seconds. Returns `next`, the `after` of the next call or None, `bytes`
+        of the image and `present_bytes` of them. See `warm`."""
+        opened = self.open_image(reference, directory)["layers"]
+        with self._lock:
+            layers = [layer for layer in self._layers.values() if layer.inode in opened]
+        spans = missing_spans((layer.device, layer.cache) for layer in layers)
+        return {
+            "next": warm(spans, after, seconds),
+            "bytes": sum(layer.device.size for layer in layers),
+            "present_bytes": sum(layer.cache.present_bytes() for layer in layers),
+        }
 
     def _load(self, store: Store, reference: Reference) -> Image:
         """The image's documents: from this machine where a digest says which ones, else from the store."""
@@ -158,6 +186,7 @@ class Node:
     def flush(self) -> None:
         """Make durable what was cached since the last time, and keep the cache within its limit."""
         self.cache.tick()
+        self.care.forget_old(self._forget_days)
 
     def close(self) -> None:
         self._fetching.shutdown(wait=True, cancel_futures=True)

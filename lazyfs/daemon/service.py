@@ -19,6 +19,7 @@ import trio
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.api import Call, ControlServer
+from lazyfs.daemon.cache_calls import cache_calls
 from lazyfs.daemon.client import DaemonClient, locked
 from lazyfs.daemon.image_server import ImageServer
 from lazyfs.daemon.node import Node
@@ -125,7 +126,14 @@ def _calls(node: Node, request_stop: Call) -> dict[str, Call]:
         ),
         "GET /v1/status": lambda _: node.status(),
         "POST /v1/timeline": lambda body: node.recorded(_argument(body, "since", float | int)),
+        "POST /v1/cache/warm": lambda body: node.warm(
+            _argument(body, "reference", str),
+            Path(_argument(body, "directory", str)),
+            _argument(body, "after", int),
+            _argument(body, "seconds", float | int),
+        ),
         "POST /v1/shutdown": request_stop,
+        **cache_calls(node.cache, node.care, node.settings),
     }
 
 

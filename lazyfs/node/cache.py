@@ -116,16 +116,18 @@ class LayerCache:
 
     def present_units(self, index: int) -> dict[int, bytes]:
         """The units of a chunk that are here, proved once more. What is damaged is dropped, and reported."""
-        while True:
-            generation = self._generation
-            units = self._prover.present(self._map, index)
-            if units is not None:
-                return units
-            if generation == self._generation:
-                self._shared.damaged(self, index)
-                with suppress(OSError):
-                    self.drop((index,))
-                return {}
+        return self._proved(index) or {}
+
+    def verify(self, index: int) -> int | None:
+        """How many bytes of a chunk are on the disk and match their digests; None if one does not.
+
+        As `present_units`, but what the kernel has in memory is no excuse for the disk.
+        """
+        start, length = int(self.chunks.start[index]), self.chunks.length(index)
+        with suppress(OSError), self._files.open(self._data) as descriptor:
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
+        units = self._proved(index)
+        return None if units is None else sum(map(len, units.values()))
 
     def complete(self) -> bool:
         """Is every unit here, and on the disk? Then the kernel may read the data file itself. `flush` first."""
@@ -302,6 +304,19 @@ class LayerCache:
             self._unsynced = None
         self._files.drop(self._data)
         self._map.close()
+
+    def _proved(self, index: int) -> dict[int, bytes] | None:
+        while True:
+            generation = self._generation
+            units = self._prover.present(self._map, index)
+            if units is not None:
+                return units
+            if generation == self._generation:
+                self._shared.damaged(self, index)
+                with suppress(OSError):
+                    self.drop((index,))
+                self._forget(range(index, index + 1))  # where it must not be dropped, it is written over
+                return None
 
     def _put(self, index: int, plain: bytes, room: int) -> bool:
         with self._writing_to(index, room) as admitted:
