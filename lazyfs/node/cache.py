@@ -348,15 +348,16 @@ class LayerCache:
             with self._lock:
                 if not self._ready:
                     self._prepare()
+                if self._unsynced is None:
+                    self._unsynced = self._files.keep(self._data)
                 admitted = index not in self._punching and self._shared.admit(self, size)
                 if admitted:
-                    if self._unsynced is None:
-                        self._unsynced = self._files.keep(self._data)
                     self._writing[index] += 1
             try:
                 yield admitted
             finally:
                 if admitted:
+                    self._shared.arrived(self, size)
                     with self._lock:
                         self._writing -= Counter((index,))
         except OSError as error:

@@ -23,12 +23,15 @@ _GONE = ".gone-"
 
 
 class CacheDirectory:
-    """One of a node's cache directories. `used` counts what was admitted since it was measured."""
+    """One of a node's cache directories.
+
+    `used` is what was measured and what was admitted since then; `arriving` what was admitted and is being written.
+    """
 
     def __init__(self, path: Path, limit: Limit, weight: float = 1.0) -> None:
         self.path = path
         self.weight = weight
-        self.used = 0
+        self.used = self.arriving = 0
         self.stale = True
         """Something was written or dropped since `measure`."""
         self.problem = ""
@@ -69,7 +72,7 @@ class CacheDirectory:
         """What the layers take of the disk, as `du` says."""
         self.stale = False
         self.limit = self._limit_now()
-        self.used = sum(layer_size(self.path / name) for name in self.names())
+        self.used = sum(layer_size(self.path / name) for name in self.names()) + self.arriving
         return self.used
 
     def remove(self, name: str) -> None:

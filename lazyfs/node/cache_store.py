@@ -25,6 +25,7 @@ from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, CacheDirectory
 from lazyfs.node.cache_eviction import oldest
+from lazyfs.node.cache_files import BLOCK
 from lazyfs.node.cache_index import DigestIndex
 from lazyfs.node.cache_settings import CacheSettings, Limit
 from lazyfs.node.cache_surroundings import Surroundings
@@ -36,6 +37,9 @@ IDLE_LAYERS = 16
 """Of those that no image has open, how many stay in memory."""
 
 SAVE_SECONDS = 60
+_EDGES = 2 * BLOCK
+"""A chunk begins and ends within a block."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_THE_DISK = (*_FULL, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
@@ -219,16 +223,24 @@ class NodeCache(Surroundings):
         directory = self._directory_at(cache)
         if directory is None:
             return True
+        size += _EDGES
         with self._room:
             full = directory.used + size > directory.limit
             if not full:
                 directory.used += size
+                directory.arriving += size
                 directory.stale = True
             else:
                 self._not_kept += 1
         if directory.used + size > directory.limit * HIGH_WATER:
             self._make_room_soon(directory, 0)
         return not full
+
+    def arrived(self, cache: LayerCache, size: int) -> None:
+        directory = self._directory_at(cache)
+        if directory is not None:
+            with self._room:
+                directory.arriving = max(0, directory.arriving - size - _EDGES)
 
     def elsewhere(self, cache: LayerCache, index: int) -> Mapping[int, bytes]:
         self._indexed.result()

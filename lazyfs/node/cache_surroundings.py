@@ -23,6 +23,9 @@ class Surroundings:
         """Is there room for so many bytes more?"""
         return True
 
+    def arrived(self, cache: "LayerCache", size: int) -> None:
+        """What was admitted is written, or never will be."""
+
     def elsewhere(self, cache: "LayerCache", index: int) -> Mapping[int, bytes]:
         """Units of a chunk that another layer has, proved."""
         return {}
