@@ -99,6 +99,11 @@ class NodePaths:
         return self.root / "documents"
 
     @property
+    def packs(self) -> Path:
+        """The indexes of launch packs, named by the packs' sha256."""
+        return self.root / "pack"
+
+    @property
     def bootstraps(self) -> Path:
         return self.root / "bootstrap"
 

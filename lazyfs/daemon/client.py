@@ -76,6 +76,10 @@ class DaemonClient:
         method, _, path = call.partition(" ")
         return self._call(method, path, body)
 
+    def record(self) -> None:
+        """Let the daemon remember each read, however many; `timeline` gives them."""
+        self._call("POST", "/v1/record")
+
     def shutdown(self) -> None:
         """End the daemon; BusyError while an image is mounted. Returns when it has ended."""
         pid = self._call("POST", "/v1/shutdown")["pid"]

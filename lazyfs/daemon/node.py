@@ -5,10 +5,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,30 @@ from lazyfs.formats import bootstrap, toc
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
+from lazyfs.mount.images import find_image_mounts
+from lazyfs.mount.read_ahead import restore_read_ahead
 from lazyfs.node.cache import LayerCache, boot_id
 from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.fetch import BlobSource, Fetcher
+from lazyfs.node.launch import Launch, LaunchLayer, PutPages
+from lazyfs.node.launches import LaunchDevice, Launches, documents_of
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
 from lazyfs.node.seen import SeenImage, SeenLayer
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.warm import missing_spans, warm
-from lazyfs.stores import Image, Reference, Store, load_image, open_store, parse_reference
+from lazyfs.stores import Image, Reference, Store, find_manifest, load_config, open_store, parse_reference
+from lazyfs.stores.image import FoundManifest
 from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
 
 FETCH_THREADS = 16
 OPEN_THREADS = 16
+SETTLE_SECONDS = 20.0
+"""After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
 _TORN = ".new-"
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
@@ -50,15 +58,33 @@ class Layer:
     toc: toc.Toc
     cache: LayerCache
     fetcher: Fetcher
-    device: LayerDevice
+    device: LaunchDevice
     blob: str
     toc_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image that was asked for; its launch pack, if one comes now, and the documents that it has brought."""
+
+    store: Store
+    reference: Reference
+    image: Image
+    launch: Launch | None
+    documents: Mapping[str, bytes]
 
 
 class Node:
     """Opens images and answers for them. Thread safe."""
 
-    def __init__(self, paths: NodePaths, table: DeviceTable, settings: CacheSettings) -> None:
+    def __init__(
+        self,
+        paths: NodePaths,
+        table: DeviceTable,
+        settings: CacheSettings,
+        put_pages: PutPages = lambda *_: False,
+    ) -> None:
+        """`put_pages` gives bytes of devices to the kernel before it asks for them."""
         self._paths = paths
         self._table = table
         self._lock = threading.Lock()
@@ -75,8 +101,10 @@ class Node:
         self._started = time.time()
         self.timeline = Timeline()
         self._documents = Documents(paths.documents, _write_new)
+        self.launches = Launches(paths.packs, self.timeline, put_pages)
+        self._launched: dict[str, Launch] = {}
         self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
-        for directory in (paths.tocs, paths.documents, self._bootstraps):
+        for directory in (paths.tocs, paths.documents, paths.packs, self._bootstraps):
             directory.mkdir(parents=True, exist_ok=True)
             _remove_torn(directory)
         self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
@@ -92,12 +120,18 @@ class Node:
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
         `reference`.
         """
-        store, reference, image = self._find(reference_text, directory)
-        if lowest is not None and not 1 <= lowest <= len(image.layers):
-            raise UsageError(f"{reference} has {len(image.layers)} layers, not {lowest}")
-        layers = self._open_layers(store, image.layers[:lowest])
-        key = self._make_bootstrap(layers)
-        answer = self._describe(reference, image, layers, key)
+        with self._found(reference_text, directory) as found:
+            image = found.image
+            if lowest is not None and not 1 <= lowest <= len(image.layers):
+                raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
+            layers = self._open_layers(found, image.layers[:lowest])
+            key = self._make_bootstrap(layers)
+            self._launch(found, layers, key)
+        answer = self._describe(found.reference, image, layers, key)
+        launch = self.launches.of(image.descriptor.digest)
+        if launch is not None:
+            self._launched[key] = launch
+        answer["launch"] = launch is not None
         self.care.note(
             SeenImage(
                 answer["reference"],
@@ -108,7 +142,7 @@ class Node:
             )
         )
         with self._lock:
-            self._images[f"{reference} {key}"] = answer
+            self._images[f"{found.reference} {key}"] = answer
         return answer
 
     def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
@@ -117,9 +151,11 @@ class Node:
         Returns `digest`, and as `chain` of each layer, lowest first, `blob`, `diff_id` and `toc` ("" where there is
         none here). The bootstrap is made meanwhile, for who will mount the image next.
         """
-        store, _, image = self._find(reference_text, directory)
-        converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
-        layers = self._open_layers(store, converted)
+        with self._found(reference_text, directory) as found:
+            image = found.image
+            converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
+            layers = self._open_layers(found, converted)
+            self._launch(found, layers, "")
         if layers:
             self._fetching.submit(self._make_bootstrap, layers)
         tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
@@ -130,10 +166,6 @@ class Node:
                 for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
             ],
         }
-
-    def _find(self, reference_text: str, directory: Path) -> tuple[Store, Reference, Image]:
-        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
-        return store, reference, self._load(store, reference)
 
     def warm(self, reference: str, directory: Path, after: int, seconds: float) -> dict[str, Any]:
         """Fetch all of an image for so many seconds. Returns `next`, the `after` of the next call or None, `bytes`
@@ -148,20 +180,33 @@ class Node:
             "present_bytes": sum(layer.cache.present_bytes() for layer in layers),
         }
 
-    def _load(self, store: Store, reference: Reference) -> Image:
-        """The image's documents: from this machine where a digest says which ones, else from the store."""
+    @contextmanager
+    def _found(self, reference_text: str, directory: Path) -> Iterator[Found]:
+        """The image of that name. Its launch pack comes from now on; not if the image cannot be opened."""
+        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
         image = self._documents.load(reference.digest) if reference.digest else None
-        if image is None:
-            image = load_image(store, reference)
-            self.timeline.small_read(len(image.manifest_bytes))
-            self.timeline.small_read(len(image.config_bytes))
-            self._documents.keep(image)
-        return image
+        if image is not None:
+            manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
+        else:
+            manifest = find_manifest(store, reference)
+            self.timeline.small_read(len(manifest.manifest_bytes))
+        launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
+        try:
+            documents = documents_of(launch)
+            if image is None:
+                image = load_config(store, manifest, documents)
+                self.timeline.small_read(0 if documents else len(image.config_bytes))
+                self._documents.keep(image)
+            yield Found(store, reference, image, launch, documents)
+        except BaseException:
+            if launch is not None:
+                launch.stop("the image cannot be opened")
+            raise
 
-    def _open_layers(self, store: Store, layers: Sequence[tuple[Descriptor, str]]) -> list[Layer]:
+    def _open_layers(self, found: Found, layers: Sequence[tuple[Descriptor, str]]) -> list[Layer]:
         """All TOCs at once: where they come from far away, that is one round trip."""
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-            opening = [pool.submit(self._open_layer, store, layer, diff_id) for layer, diff_id in layers]
+            opening = [pool.submit(self._open_layer, found, layer, diff_id) for layer, diff_id in layers]
             return [each.result() for each in opening]
 
     def _make_bootstrap(self, layers: list[Layer]) -> str:
@@ -174,6 +219,23 @@ class Node:
                 _write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
         return key
 
+    def _launch(self, found: Found, layers: list[Layer], key: str) -> None:
+        """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
+        launch = found.launch
+        if launch is None:
+            return
+        if len(layers) != len(found.image.layers) or (key and find_image_mounts(self._paths, key)):
+            launch.stop("the image is in use, or not all of it")
+            return
+        for number, layer in enumerate(layers):
+            layer.device.expect(launch, number)
+        launch.bind(
+            [
+                LaunchLayer(layer.inode, layer.cache, partial(self._table.wait_opened, layer.inode))
+                for layer in layers
+            ]
+        )
+
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
         self.timeline.read(self._blobs.get(inode, ""), offset, size, waited)
@@ -183,12 +245,27 @@ class Node:
         fetched, reads = self.timeline.since(since)
         return {"fetched": [asdict(event) for event in fetched], "reads": [asdict(read) for read in reads]}
 
+    def record(self) -> dict[str, Any]:
+        """From now on remember each read of a start, however many."""
+        self.timeline.keep_reads()
+        return {}
+
+    def settle(self) -> None:
+        """Let mounts whose launch ended a while ago read ahead as ever."""
+        now = time.monotonic()
+        for key, launch in list(self._launched.items()):
+            if launch.finished.is_set() and now > launch.progress.ended + SETTLE_SECONDS:
+                del self._launched[key]
+                for mounted in find_image_mounts(self._paths, key):
+                    restore_read_ahead(mounted)
+
     def flush(self) -> None:
         """Make durable what was cached since the last time, and keep the cache within its limit."""
         self.cache.tick()
         self.care.forget_old(self._forget_days)
 
     def close(self) -> None:
+        self.launches.close()
         self._fetching.shutdown(wait=True, cancel_futures=True)
         self.cache.close()
         for store in self._stores.values():
@@ -206,6 +283,7 @@ class Node:
             "root": str(self._paths.root),
             "seconds_up": round(time.time() - self._started, 1),
             "images": images,
+            "launches": self.launches.status(),
             "layers": [
                 {
                     "device": layer.inode,
@@ -239,7 +317,8 @@ class Node:
             self._stores[name] = open_store(reference)
         return self._stores[name]
 
-    def _open_layer(self, store: Store, layer: Descriptor, diff_id: str) -> Layer:
+    def _open_layer(self, found: Found, layer: Descriptor, diff_id: str) -> Layer:
+        store = found.store
         location = layer.toc_location()
         if location is None:
             fetch_toc(store, layer)  # says what is missing
@@ -250,19 +329,21 @@ class Node:
                 check_toc(known.toc, layer, diff_id)
                 self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
                 return known
-            opened = self._new_layer(store, layer, diff_id, location)
+            opened = self._new_layer(store, layer, diff_id, location, found.documents.get(location.sha256))
             with self._lock:
                 self._layers[location.sha256] = opened
             return opened
 
-    def _new_layer(self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation) -> Layer:
-        decoded = decode_toc(self._toc_bytes(store, layer, location), layer, diff_id)
+    def _new_layer(
+        self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation, brought: bytes | None
+    ) -> Layer:
+        decoded = decode_toc(self._toc_bytes(store, layer, location, brought), layer, diff_id)
         cache = self.cache.open(location.sha256, decoded.chunks)
         fetcher = Fetcher(
             layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline
         )
         self._prefer(fetcher, store, layer.digest, decoded.codec)
-        device = LayerDevice(cache, fetcher)
+        device = LaunchDevice(LayerDevice(cache, fetcher), cache)
         with self._lock:
             inode = self._next_inode
             self._next_inode += 1
@@ -275,15 +356,20 @@ class Node:
         for source in (store, *reversed(self._mirrors.get(store.url, []))):
             fetcher.prefer(BlobSource(source, blob, codec))
 
-    def _toc_bytes(self, store: Store, layer: Descriptor, location: TocLocation) -> bytes:
-        """The TOC from this machine if it is here and undamaged, else from the store."""
+    def _toc_bytes(
+        self, store: Store, layer: Descriptor, location: TocLocation, brought: bytes | None
+    ) -> bytes:
+        """The TOC: from this machine if it is here and undamaged, else as a pack brought it, else from the store."""
         path = self._paths.tocs / location.sha256
         with suppress(OSError):
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() == location.sha256:
                 return data
-        data = fetch_toc(store, layer)
-        self.timeline.small_read(len(data))
+        if brought is None:
+            data = fetch_toc(store, layer)
+            self.timeline.small_read(len(data))
+        else:
+            data = brought
         try:
             _write_new(path, data)
         except NodeError as error:

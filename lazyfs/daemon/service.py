@@ -26,6 +26,7 @@ from lazyfs.daemon.node import Node
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.mount.attach import open_and_mount, serve, tune
 from lazyfs.mount.device_table import DeviceTable
+from lazyfs.mount.fuse import store_pages
 from lazyfs.mount.images import release_unused
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
@@ -46,7 +47,7 @@ def run(paths: NodePaths, on_ready: Callable[[], None]) -> None:
             _clear(paths)
             paths.fuse.mkdir(mode=0o700, exist_ok=True)
             table = DeviceTable()
-            node = Node(paths, table, CacheSettings.read(paths))
+            node = Node(paths, table, CacheSettings.read(paths), store_pages)
             undo.callback(node.close)
             if node.settings.served:
                 _serve_images(node, undo)
@@ -132,6 +133,7 @@ def _calls(node: Node, request_stop: Call) -> dict[str, Call]:
             _argument(body, "after", int),
             _argument(body, "seconds", float | int),
         ),
+        "POST /v1/record": lambda _: node.record(),
         "POST /v1/shutdown": request_stop,
         **cache_calls(node.cache, node.care, node.settings),
     }
@@ -148,6 +150,7 @@ async def _flush_often(node: Node) -> None:
     while True:
         await trio.sleep(FLUSH_SECONDS)
         await trio.to_thread.run_sync(node.flush)
+        await trio.to_thread.run_sync(node.settle)
 
 
 async def _stop_on_signal(

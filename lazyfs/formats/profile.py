@@ -13,14 +13,15 @@ A profile speaks of files, not of bytes of an image: it holds for the next versi
 as the files are still there. What is not there any more is passed over.
 """
 
+import bisect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
-from lazyfs.formats.image_paths import PAGE, device_ranges, extents, regular_files
+from lazyfs.formats.image_paths import PAGE, Extent, device_ranges, extents, regular_files
 from lazyfs.formats.image_tree import ImageTree
 from lazyfs.formats.pack import Place
 
@@ -174,3 +175,66 @@ def resolve(profile: Profile, tree: ImageTree, chunks: Sequence[ChunkTable]) -> 
                 base = int(first_units[layer][chunk])
                 units.update(((layer, base + unit), None) for unit in range(one, other + 1))
     return Hot(list(units), pages, list(gone))
+
+
+def from_reads(
+    reads: Iterable[tuple[int, int, int]],
+    tree: ImageTree,
+    resident: Callable[[bytes], Sequence[int]] | None = None,
+) -> list[Touch]:
+    """The profile of a start whose reads of devices were (layer, offset, length), in this order.
+
+    A page of a device may hold the ends of two files. `resident` says which pages of a file were touched;
+    without it those count of which every byte was read.
+    """
+    finder = _FileFinder(tree)
+    order: dict[tuple[int, int], None] = {}
+    read_pages: set[tuple[int, int]] = set()
+    for layer, offset, length in reads:
+        read_pages.update((layer, page) for page in range(offset // PAGE, -(-(offset + length) // PAGE)))
+        order.update((place, None) for place in finder.pages(layer, offset, offset + length))
+    if resident is None:
+        touched = {place for place in order if finder.is_read(*place, read_pages)}
+    else:
+        files = {file for file, _ in order}
+        touched = {(file, page) for file in files for page in resident(finder.paths[file])}
+    return merge([[Touch(finder.paths[file], page, page) for file, page in order if (file, page) in touched]])
+
+
+class _FileFinder:
+    """Which pages of which files a range of a device holds."""
+
+    def __init__(self, tree: ImageTree) -> None:
+        self.paths: list[bytes] = []
+        self._extents: list[list[Extent]] = []
+        rows: list[tuple[int, int, int, int, int]] = []
+        seen: set[int] = set()
+        for path, inode in regular_files(tree):
+            if inode in seen:  # another name of it
+                continue
+            seen.add(inode)
+            found = extents(tree, inode)
+            rows += [(each.layer, each.start, each.length, each.offset, len(self.paths)) for each in found]
+            self.paths.append(path)
+            self._extents.append(found)
+        rows.sort()
+        self._rows = rows
+        self._starts = [(layer, start) for layer, start, *_ in rows]
+
+    def pages(self, layer: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """(file, page) of the pages of files that lie at least in part in the range."""
+        at = max(0, bisect.bisect_right(self._starts, (layer, start)) - 1)
+        for row_layer, row_start, length, offset, file in self._rows[at:]:
+            if row_layer > layer or (row_layer == layer and row_start >= end):
+                break
+            low, high = max(start, row_start), min(end, row_start + length)
+            if row_layer == layer and low < high:
+                shift = offset - row_start
+                yield from ((file, page) for page in range((low + shift) // PAGE, -(-(high + shift) // PAGE)))
+
+    def is_read(self, file: int, page: int, read: set[tuple[int, int]]) -> bool:
+        return all(
+            (layer, number) in read
+            for layer, start, end in device_ranges(self._extents[file], page, page)
+            for number in range(start // PAGE, -(-end // PAGE))
+        )

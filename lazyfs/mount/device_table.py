@@ -45,6 +45,7 @@ class DeviceTable:
         self._by_name: dict[bytes, Device] = {}
         self._by_inode: dict[int, Device] = {}
         self._opens: dict[int, int] = {}
+        self._is_open: dict[int, threading.Event] = {}
         self._bound: dict[int, tuple[bytes, int]] = {}
         self._watchers: list[Callable[[Device], None]] = []
 
@@ -104,7 +105,14 @@ class DeviceTable:
             if device is None or self._by_name.get(device.name) is not device:
                 return None
             self._opens[inode] = self._opens.get(inode, 0) + 1
+            self._is_open.setdefault(inode, threading.Event()).set()
             return device
+
+    def wait_opened(self, inode: int, seconds: float) -> bool:
+        """Wait until the kernel has the device open through this table; has it?"""
+        with self._lock:
+            event = self._is_open.setdefault(inode, threading.Event())
+        return event.wait(seconds)
 
     def released(self, inode: int) -> None:
         """Count one open less; a removed device goes with its last one."""
@@ -114,6 +122,7 @@ class DeviceTable:
                 self._opens[inode] = opens
                 return
             self._opens.pop(inode, None)
+            self._is_open.setdefault(inode, threading.Event()).clear()
             device = self._by_inode.get(inode)
             if device is not None and self._by_name.get(device.name) is not device:
                 del self._by_inode[inode]

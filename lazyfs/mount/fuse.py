@@ -158,6 +158,21 @@ async def _result(future: "Future[bytes]") -> bytes:
     return future.result()
 
 
+def store_pages(inode: int, offset: int, data: bytes) -> bool:
+    """Put bytes of a device where the kernel reads them, as if it had asked; whole pages (the end may be short).
+
+    False where the kernel does not know the device, since nobody has looked it up. Only for worker threads:
+    a page that somebody waits for is locked until the loop has answered, and this waits for it.
+    """
+    try:
+        pyfuse3.notify_store(inode, offset, data)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("device %d: storing %d bytes at %d: %s", inode, len(data), offset, error)
+        return False
+    return True
+
+
 def _directory_attributes() -> pyfuse3.EntryAttributes:
     attributes = pyfuse3.EntryAttributes()
     attributes.st_ino = ROOT_INODE

@@ -15,13 +15,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
 from lazyfs.mount.mountinfo import MountEntry, all_mounts, list_mounts, mount_at
+from lazyfs.mount.read_ahead import restore_read_ahead, without_read_ahead
 from lazyfs.mount.syscalls import bind, mount_erofs, mount_overlay, unmount
 
 
@@ -97,6 +98,12 @@ def targets(paths: NodePaths) -> list[MountEntry]:
     return [entry for entry in entries if _image_of(paths, entry, entries) is not None]
 
 
+def find_image_mounts(paths: NodePaths, key: str) -> list[Path]:
+    """Where the image with this key is mounted, by whichever daemon."""
+    entries = list_mounts(paths.images)
+    return [entry.target for entry in entries if entry.target.name.rpartition("-")[0] == key]
+
+
 def check_target(target: Path) -> None:
     """Raise unless `target` can be mounted on: an empty directory that nothing is mounted on."""
     if mount_at(target) is not None:
@@ -122,7 +129,10 @@ def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
     if mount_at(directory) is None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            mount_erofs(Path(image["bootstrap"]), [Path(device) for device in image["devices"]], directory)
+            with without_read_ahead(directory) if image.get("launch") else nullcontext():
+                mount_erofs(
+                    Path(image["bootstrap"]), [Path(device) for device in image["devices"]], directory
+                )
         except OSError as error:
             raise NodeError(f"{directory}: {error.strerror}") from error
         except BaseException:
@@ -137,6 +147,7 @@ def _release_unused(paths: NodePaths) -> None:
     used = {_image_of(paths, entry, entries) for entry in entries}
     for entry in entries:
         if entry.target.parent == paths.images and entry.target not in used:
+            restore_read_ahead(entry.target)
             unmount(entry.target, detach=True)
             entry.target.rmdir()
 

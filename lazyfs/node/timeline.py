@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_EVENTS = 20_000
+MAX_RECORDED = 400_000
+"""Reads, while a start is recorded page by page."""
 MAX_FAILURES = 50
 
 
@@ -47,6 +49,10 @@ class Timeline:
         self._stored_bytes = 0
         self._failed = 0
         self._cache_failures = 0
+
+    def keep_reads(self) -> None:
+        """Forget no reads from now on, or only after very many: a start is to be recorded."""
+        self._reads = deque(self._reads.copy(), maxlen=MAX_RECORDED)
 
     def fetched(self, layer: str, start: int, end: int, stored: int, began: float) -> None:
         event = Fetched(layer, start, end, stored, began, time.monotonic())

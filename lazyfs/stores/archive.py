@@ -29,7 +29,7 @@ from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of
 from lazyfs.stores.archive_contents import Contents, read_oci
 from lazyfs.stores.archive_file import ArchiveFile, identity_of
 from lazyfs.stores.archive_write import Draft, exclusive, reachable, write_archive
-from lazyfs.stores.base import BlobWriter, check_complete, named, read_verified, write_blob
+from lazyfs.stores.base import STREAM_PIECE, BlobWriter, check_complete, named, read_verified, write_blob
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.reference import check_tag
 from lazyfs.stores.referrers import tag_referrer, tagged_referrers
@@ -98,13 +98,13 @@ class OciArchiveStore:
         with explained(f"blob {digest} in {self.url}"):
             return contents.read(digest, offset, length)
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         contents = self._find(digest)
         if contents is None:
-            yield from self._draft_store(digest).stream(digest)
+            yield from self._draft_store(digest).stream(digest, offset, piece)
         else:
             with explained(f"blob {digest} in {self.url}"):
-                yield from contents.stream(digest)
+                yield from contents.stream(digest, offset, piece)
 
     def has(self, digest: str) -> int | None:
         contents = self._find(digest)

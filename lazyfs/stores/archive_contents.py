@@ -36,11 +36,11 @@ class Contents:
             return self.documents[digest][offset : offset + length]
         return self.file.read(self.extents[digest], offset, length)
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int, piece: int) -> Iterator[bytes]:
         if digest in self.documents:
-            yield self.documents[digest]
+            yield self.documents[digest][offset:]
         else:
-            yield from self.file.stream(self.extents[digest])
+            yield from self.file.stream(self.extents[digest], offset, piece)
 
 
 def read_oci(file: ArchiveFile) -> Contents:

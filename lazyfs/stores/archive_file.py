@@ -100,10 +100,10 @@ class ArchiveFile:
             data += piece
         return data
 
-    def stream(self, extent: Extent) -> Iterator[bytes]:
-        """The whole member in pieces of 1 MiB."""
-        for at in range(0, extent.size, STREAM_PIECE):
-            yield self.read(extent, at, min(STREAM_PIECE, extent.size - at))
+    def stream(self, extent: Extent, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+        """The member from `offset` to its end."""
+        for at in range(offset, extent.size, piece):
+            yield self.read(extent, at, min(piece, extent.size - at))
 
     def document(self, name: str, limit: int) -> bytes:
         """A small member whole; LimitError when it is larger than ``limit`` bytes."""

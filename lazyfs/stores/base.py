@@ -81,8 +81,11 @@ class Store(Protocol):
         """One ranged get: exactly ``length`` bytes of a blob, else StoreError or NotFoundError."""
         ...
 
-    def stream(self, digest: str) -> Iterator[bytes]:
-        """The whole blob in pieces of about 1 MiB, unverified; opened when the first is asked for."""
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+        """The blob from ``offset`` to its end, unverified; opened when the first piece is asked for.
+
+        Pieces have about ``piece`` bytes: smaller ones can be used sooner, larger ones cost less.
+        """
         ...
 
     def has(self, digest: str) -> int | None:

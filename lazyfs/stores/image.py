@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
@@ -16,6 +16,7 @@ from lazyfs.formats.oci import (
     Platform,
     pair_layers,
     parse_config,
+    parse_digest,
     parse_index,
     parse_manifest,
 )
@@ -58,6 +59,15 @@ class Image:
         return pair_layers(self.manifest, self.config)
 
 
+@dataclass(frozen=True, slots=True)
+class FoundManifest:
+    """The manifest of an image, and where it was found."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    manifest_bytes: bytes
+
+
 def load_image(store: Store, reference: Reference, platform: str | None = None) -> Image:
     """Load the image that ``reference`` names; of an index the manifest for ``platform``.
 
@@ -65,6 +75,15 @@ def load_image(store: Store, reference: Reference, platform: str | None = None) 
     Raises NotFoundError when there is none for it, IntegrityError or BadInputError for damaged documents, and
     UnsupportedError for what is not an image.
     """
+    image = load_config(store, find_manifest(store, reference, platform))
+    if platform is not None:
+        with named(reference):
+            _check_platform(image.config, parse_platform(platform))
+    return image
+
+
+def find_manifest(store: Store, reference: Reference, platform: str | None = None) -> FoundManifest:
+    """The first step of `load_image`: the manifest, and not yet the config."""
     wanted = host_platform() if platform is None else parse_platform(platform)
     descriptor = store.resolve(reference.selector)
     with named(reference):
@@ -74,10 +93,7 @@ def load_image(store: Store, reference: Reference, platform: str | None = None) 
             index = parse_index(store.get_document(descriptor))
             _check_type(descriptor, index.media_type)
             descriptor = _choose(index, wanted)
-        image = load_manifest(store, descriptor)
-        if platform is not None:
-            _check_platform(image.config, wanted)
-        return image
+        return _read_manifest(store, descriptor)
 
 
 def host_platform() -> Platform:
@@ -99,6 +115,21 @@ def parse_platform(text: str) -> Platform:
 
 def load_manifest(store: Store, descriptor: Descriptor) -> Image:
     """Load the image whose manifest ``descriptor`` points to; errors as of `load_image`."""
+    return load_config(store, _read_manifest(store, descriptor))
+
+
+def load_config(store: Store, found: FoundManifest, known: Mapping[str, bytes] | None = None) -> Image:
+    """The second step of `load_image`. ``known`` has documents by sha256 (hex), each with that digest."""
+    wanted = found.manifest.config
+    config_bytes = (known or {}).get(parse_digest(wanted.digest))
+    if config_bytes is None:
+        config_bytes = store.get_document(wanted)
+    config = parse_config(config_bytes)
+    pair_layers(found.manifest, config)
+    return Image(found.descriptor, found.manifest, config, found.manifest_bytes, config_bytes)
+
+
+def _read_manifest(store: Store, descriptor: Descriptor) -> FoundManifest:
     if descriptor.media_type not in MANIFEST_TYPES:
         raise UnsupportedError(
             f"{descriptor.digest} is of type {short(descriptor.media_type)}, which is no image manifest",
@@ -113,10 +144,7 @@ def load_manifest(store: Store, descriptor: Descriptor) -> Image:
             f"{descriptor.digest} is an artifact of type {short(kind)}, not an image",
             hint="name the image that it belongs to",
         )
-    config_bytes = store.get_document(manifest.config)
-    config = parse_config(config_bytes)
-    pair_layers(manifest, config)
-    return Image(descriptor, manifest, config, manifest_bytes, config_bytes)
+    return FoundManifest(descriptor, manifest, manifest_bytes)
 
 
 def _check_type(descriptor: Descriptor, media_type: str) -> None:

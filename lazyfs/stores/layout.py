@@ -92,13 +92,14 @@ class LayoutStore:
                 data += piece
             return data
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         with explained(f"blob {digest} in {self._directory}"):
             descriptor = self._open_blob(digest)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                while piece := os.read(descriptor, STREAM_PIECE):
-                    yield piece
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                while data := os.read(descriptor, piece):
+                    yield data
             finally:
                 os.close(descriptor)
 

@@ -87,13 +87,11 @@ class S3Store:
             raise self._outside(what, size, offset, length)
         return data
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         key, what = self._blob(digest)
-        first, size = self._bucket.get(key, 0, _STREAM_RANGE, what)
-        yield from _pieces(first)
-        if size <= _STREAM_RANGE:
-            return
-        starts = iter(range(_STREAM_RANGE, size, _STREAM_RANGE))
+        first, size = self._bucket.get(key, offset, _STREAM_RANGE, what)
+        yield from _pieces(first, piece)
+        starts = iter(range(offset + _STREAM_RANGE, size, _STREAM_RANGE))
         ahead: deque[Future[bytes]] = deque()
         with ThreadPoolExecutor(_STREAM_AHEAD) as pool:
             try:
@@ -103,7 +101,7 @@ class S3Store:
                         ahead.append(pool.submit(self.read, digest, start, length))
                     if not ahead:
                         return
-                    yield from _pieces(ahead.popleft().result())
+                    yield from _pieces(ahead.popleft().result(), piece)
             finally:
                 for future in ahead:
                     future.cancel()
@@ -224,6 +222,6 @@ class S3Store:
         return next(iter(found.values()))
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
-    for at in range(0, len(data), STREAM_PIECE):
-        yield data[at : at + STREAM_PIECE]
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]

@@ -55,8 +55,8 @@ class Pieces(LayoutStore):
         super().__init__(directory)
         self._sizes = sizes
 
-    def stream(self, digest: str) -> Iterator[bytes]:
-        data = b"".join(super().stream(digest))
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
+        data = b"".join(super().stream(digest, offset))
         at = 0
         while at < len(data):
             size = self._sizes()
@@ -215,7 +215,7 @@ class FaultySource(LayoutStore):
         self._data = data
         self._error = error
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
         for at in range(0, len(self._data), 50_000):
             yield self._data[at : at + 50_000]
         if self._error is not None:

@@ -59,6 +59,7 @@ class StoreConformance:
         assert (digest, written) == (sha256_digest(data), size)
         assert store.has(digest) == size
         assert b"".join(store.stream(digest)) == data
+        assert b"".join(store.stream(digest, size // 3, 1000)) == data[size // 3 :]
         assert store.read(digest, 0, size) == data
         for start, end in [(0, 0), (0, 1), (size // 2, size), (size, size)]:
             if end <= size:

@@ -57,14 +57,14 @@ def read_range(client: RegistryClient, digest: str, offset: int, length: int) ->
     return client.run(request, partial(_take_range, f"{what} in {client.url}", offset, length))
 
 
-def stream_blob(client: RegistryClient, digest: str) -> Iterator[bytes]:
-    """The whole blob in pieces; a broken connection is taken up where it broke.
+def stream_blob(client: RegistryClient, digest: str, offset: int, size: int) -> Iterator[bytes]:
+    """A blob from ``offset`` on in pieces of ``size`` bytes; a broken connection is taken up where it broke.
 
     Each piece has the time of one read, so that a server that is slow forever is an error and a large blob
     is none.
     """
     what = f"blob {digest}"
-    position, total, attempts = 0, None, itertools.count(1)
+    position, total, attempts = offset, None, itertools.count(1)
     deadline = client.deadline()
     while True:
         request = Request(
@@ -79,8 +79,8 @@ def stream_blob(client: RegistryClient, digest: str) -> Iterator[bytes]:
         try:
             with response:
                 total = _open_at(f"{what} in {client.url}", response, position, total)
-                while piece := response.read(STREAM_PIECE):
-                    if len(piece) < STREAM_PIECE and total not in (None, position + len(piece)):
+                while piece := response.read(size):
+                    if len(piece) < size and total not in (None, position + len(piece)):
                         break
                     position += len(piece)
                     yield piece

@@ -37,7 +37,16 @@ from lazyfs.formats.oci import (
     sha256_digest,
 )
 from lazyfs.formats.strict_json import MAX_INTEGER, load
-from lazyfs.stores.base import BlobWriter, Store, check_complete, named, read_verified, verify, write_blob
+from lazyfs.stores.base import (
+    STREAM_PIECE,
+    BlobWriter,
+    Store,
+    check_complete,
+    named,
+    read_verified,
+    verify,
+    write_blob,
+)
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG
 from lazyfs.stores.referrers import is_of_type, read_list, referrers_tag, tag_referrer
@@ -93,9 +102,9 @@ class RegistryStore:
             raise StoreError(f"blob {digest} in {self.url} has no range of {length} bytes at {offset}")
         return read_range(self._client, digest, offset, length)
 
-    def stream(self, digest: str) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         parse_digest(digest)
-        return stream_blob(self._client, digest)
+        return stream_blob(self._client, digest, offset, piece)
 
     def has(self, digest: str) -> int | None:
         parse_digest(digest)

@@ -1,0 +1,191 @@
+"""Where a launch pack is found, and the devices of images that are being launched."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lazyfs.errors import BadInputError, LazyfsError
+from lazyfs.formats.oci import (
+    PACK_ANNOTATION,
+    PACK_TYPE,
+    Descriptor,
+    Manifest,
+    PackLocation,
+    parse_digest,
+    parse_manifest,
+)
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.device import RandomAccess
+from lazyfs.node.launch import Launch, PutPages
+from lazyfs.node.timeline import Timeline
+from lazyfs.stores.base import Store
+
+log = logging.getLogger(__name__)
+
+LOOK_UP_SECONDS = 3.0
+"""How long a store may take to say whether an image has a pack: a start does not wait longer for it."""
+HEAD_SECONDS = 10.0
+"""How long documents may take to come in a pack before each is asked for by itself."""
+REMEMBER_SECONDS = 300.0
+"""How long the answer holds, also that there is none."""
+LOOK_UP_THREADS = 4
+STOP_SECONDS = 5.0
+
+
+def find_pack(
+    store: Store, descriptor: Descriptor, manifest: Manifest, executor: Executor
+) -> PackLocation | None:
+    """The launch pack of the image with this manifest: by its annotation, else by what refers to it."""
+    try:
+        for layer in manifest.layers:
+            if PACK_ANNOTATION in layer.annotations:
+                return PackLocation.parse(layer.annotations[PACK_ANNOTATION])
+        return executor.submit(_look_up, store, descriptor.digest).result(LOOK_UP_SECONDS)
+    except FutureTimeoutError:
+        log.warning("%s does not say whether %s has a launch pack", store.url, descriptor.digest)
+    except LazyfsError as error:
+        log.warning("looking for a launch pack of %s: %s", descriptor.digest, error)
+    return None
+
+
+def _look_up(store: Store, digest: str) -> PackLocation | None:
+    found = store.referrers(digest, PACK_TYPE)
+    if not found:
+        return None
+    latest = found[-1]
+    if PACK_ANNOTATION in latest.annotations:
+        return PackLocation.parse(latest.annotations[PACK_ANNOTATION])
+    # Written by a tool that does not repeat annotations in the list.
+    layers = parse_manifest(store.get_document(latest)).layers
+    if len(layers) != 1:
+        raise BadInputError(f"artifact {latest.digest} has {len(layers)} layers, a launch pack is one")
+    return PackLocation(layers[0].digest, layers[0].size)
+
+
+def documents_of(launch: Launch | None) -> Mapping[str, bytes]:
+    """The documents that a pack brings, by sha256 (hex); none where it does not bring them soon."""
+    if launch is None:
+        return {}
+    try:
+        return launch.head.result(HEAD_SECONDS).documents
+    except (LazyfsError, FutureTimeoutError):
+        return {}
+
+
+class Launches:
+    """The launches of a node. Thread safe."""
+
+    def __init__(self, directory: Path, timeline: Timeline, put_pages: PutPages) -> None:
+        """`directory` keeps the indexes of packs."""
+        self._directory = directory
+        self._timeline = timeline
+        self._put_pages = put_pages
+        self._executor = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
+        self._lock = threading.Lock()
+        self._found: dict[str, tuple[PackLocation | None, float]] = {}
+        self._launches: dict[str, Launch] = {}
+
+    def begin(self, store: Store, descriptor: Descriptor, manifest: Manifest) -> Launch | None:
+        """Let the pack of the image with this manifest come, if it has one and it is not coming already."""
+        with self._lock:
+            running = self._launches.get(descriptor.digest)
+            location, until = self._found.get(descriptor.digest, (None, 0.0))
+        if running is not None and not running.finished.is_set():
+            return None
+        if time.monotonic() > until:
+            location = find_pack(store, descriptor, manifest, self._executor)
+            with self._lock:
+                self._found[descriptor.digest] = location, time.monotonic() + REMEMBER_SECONDS
+        if location is None:
+            return None
+        kept = self._directory / parse_digest(location.digest)
+        launch = Launch(store, location, kept, self._timeline, self._put_pages)
+        with self._lock:
+            self._launches[descriptor.digest] = launch
+        return launch
+
+    def of(self, digest: str) -> Launch | None:
+        """The last launch of the image with this manifest."""
+        with self._lock:
+            return self._launches.get(digest)
+
+    def status(self) -> list[dict[str, Any]]:
+        """How far each launch has come, JSON-able."""
+        with self._lock:
+            launches = dict(self._launches)
+        return [
+            {
+                "image": digest,
+                "pack": each.location.digest,
+                "bytes": each.location.size,
+                **asdict(each.progress),
+            }
+            for digest, each in launches.items()
+        ]
+
+    def close(self) -> None:
+        with self._lock:
+            launches = list(self._launches.values())
+        for launch in launches:
+            launch.stop("the node is closing")
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for launch in launches:
+            launch.finished.wait(STOP_SECONDS)
+
+
+class LaunchDevice:
+    """A device some of whose missing bytes may be on their way in launch packs. Thread safe."""
+
+    def __init__(self, device: RandomAccess, cache: LayerCache) -> None:
+        self._device = device
+        self._cache = cache
+        self._launches: tuple[tuple[Launch, int], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return self._device.size
+
+    def expect(self, launch: Launch, layer: int) -> None:
+        """The layer is number `layer` of the image that is launched."""
+        self._launches = (
+            *(each for each in self._launches if not each[0].finished.is_set()),
+            (launch, layer),
+        )
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        return self._device.peek(offset, length)
+
+    def request(self, offset: int, length: int) -> "Future[bytes]":
+        wanted = max(0, min(length, self.size - offset))
+        for launch, layer in self._launches:
+            if wanted and not launch.finished.is_set():
+                arrival = launch.arrival(layer, self._cache, offset, wanted)
+                if arrival is not None:
+                    return self._when_arrived(arrival, offset, length)
+        return self._device.request(offset, length)
+
+    def _when_arrived(self, arrival: "Future[None]", offset: int, length: int) -> "Future[bytes]":
+        answer: Future[bytes] = Future()
+
+        def pass_on(fetched: "Future[bytes]") -> None:
+            error = fetched.exception()
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(fetched.result())
+
+        def look(_: "Future[None]") -> None:
+            here = self._device.peek(offset, length)
+            if here is not None:
+                answer.set_result(here)
+            else:  # in another frame, or it did not come after all
+                self.request(offset, length).add_done_callback(pass_on)
+
+        arrival.add_done_callback(look)
+        return answer

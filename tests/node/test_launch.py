@@ -1,0 +1,363 @@
+"""A launch pack on its way into a node: what it brings is right, in time, and a pack that lies costs bytes alone."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from lazyfs.errors import LazyfsError, NotFoundError, StoreError
+from lazyfs.formats import pack
+from lazyfs.formats.chunks import UNIT_SIZE, unit_digests
+from lazyfs.formats.oci import PackLocation
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.device import LayerDevice
+from lazyfs.node.fetch import Fetcher
+from lazyfs.node.launch import PAGE, Launch, LaunchLayer, _Stream
+from lazyfs.node.launches import LaunchDevice
+from lazyfs.node.timeline import Timeline
+from lazyfs.stores import Store
+
+from .conftest import BOOT
+from .samples import PATIENCE, FakeStore, Layer
+
+KIB = 1024
+LENGTHS = [100 * KIB + 512, 512 * KIB, 30 * KIB, 7 * KIB + 512, 300 * KIB]
+PACK = "sha256:" + "a" * 64
+
+
+@dataclass
+class PackStore:
+    """Streams one pack, as fast as `allowed` is raised; counts requests."""
+
+    data: bytes
+    requests: list[int] = field(default_factory=list)
+    error: LazyfsError | None = None
+    allowed: int = 1 << 60
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
+        if digest != PACK:
+            raise NotFoundError(digest)
+        self.requests.append(offset)
+        for at in range(offset, len(self.data), 4 * KIB):
+            with self.changed:
+                assert self.changed.wait_for(partial(self._may_send, at), PATIENCE)
+            yield self.data[at : at + 4 * KIB]
+        if self.error is not None:
+            raise self.error
+
+    def _may_send(self, at: int) -> bool:
+        return at < self.allowed
+
+    def allow(self, size: int) -> None:
+        with self.changed:
+            self.allowed = size
+            self.changed.notify_all()
+
+
+@dataclass
+class Kernel:
+    """Takes pages of devices that it has opened."""
+
+    devices: list[bytes]
+    is_open: threading.Event = field(default_factory=threading.Event)
+    pages: dict[tuple[int, int], bytes] = field(default_factory=dict)
+
+    def put(self, inode: int, offset: int, data: bytes) -> bool:
+        if not self.is_open.is_set():
+            return False
+        size = len(self.devices[inode])
+        assert offset % PAGE == 0
+        assert len(data) % PAGE == 0 or offset + len(data) == size
+        for at in range(0, len(data), PAGE):
+            self.pages[inode, offset + at] = data[at : at + PAGE]
+        return True
+
+
+class Rig:
+    def __init__(self, directory: Path, hot: list[pack.Place]) -> None:
+        self.layers = [Layer(LENGTHS), Layer([64 * KIB, 5 * KIB], seed=1)]
+        self.hot = hot
+        self.store = PackStore(self.make())
+        self.kernel = Kernel([layer.device for layer in self.layers])
+        self.kernel.is_open.set()
+        self.timeline = Timeline()
+        self.executor = ThreadPoolExecutor(4)
+        self.blobs = [FakeStore(layer.blob) for layer in self.layers]
+        self.caches = [
+            LayerCache(directory / (str(number) * 64), layer.chunks, BOOT)
+            for number, layer in enumerate(self.layers)
+        ]
+        self.devices = [
+            LaunchDevice(
+                LayerDevice(cache, Fetcher("a layer", blob.source(), cache, self.executor, self.timeline)),
+                cache,
+            )
+            for cache, blob in zip(self.caches, self.blobs, strict=True)
+        ]
+        self.kept = directory / "index"
+
+    def make(self) -> bytes:
+        units: dict[pack.Place, bytes] = {}
+        digests: dict[pack.Place, list[bytes]] = {}
+        for number, unit in self.hot:
+            layer = self.layers[number]
+            first = layer.chunks.first_units().tolist()
+            chunk = max(index for index, at in enumerate(first) if at <= unit)
+            plain = layer.plain(chunk)
+            digests[number, chunk] = unit_digests(plain)
+            start = (unit - first[chunk]) * UNIT_SIZE
+            units[number, unit] = plain[start : start + UNIT_SIZE]
+        tables = [layer.chunks for layer in self.layers]
+        return b"".join(pack.encode([b"TOC 0", b"TOC 1"], b"{}", tables, units, digests, level=1))
+
+    def begin(self) -> Launch:
+        location = PackLocation(PACK, len(self.store.data))
+        return Launch(cast(Store, self.store), location, self.kept, self.timeline, self.kernel.put)
+
+    def bind(self, launch: Launch) -> None:
+        wait([launch.head], PATIENCE)
+        for number, device in enumerate(self.devices):
+            device.expect(launch, number)
+        launch.bind(
+            [LaunchLayer(number, cache, self.kernel.is_open.wait) for number, cache in enumerate(self.caches)]
+        )
+
+    def run(self) -> Launch:
+        launch = self.begin()
+        self.bind(launch)
+        assert launch.finished.wait(PATIENCE)
+        return launch
+
+    def read(self, layer: int, offset: int, length: int) -> bytes:
+        here = self.devices[layer].peek(offset, length)
+        return self.devices[layer].request(offset, length).result(PATIENCE) if here is None else here
+
+    def all_is_right(self) -> None:
+        for (number, offset), page in self.kernel.pages.items():
+            assert page == self.layers[number].device[offset : offset + PAGE]
+        for number, layer in enumerate(self.layers):
+            assert self.read(number, 0, len(layer.device)) == layer.device
+
+    def close(self) -> None:
+        self.store.allow(1 << 60)
+        self.executor.shutdown()
+        for cache in self.caches:
+            cache.close()
+
+
+ALL_OF_FIRST = 4 + 16 + 1 + 1 + 10
+HOT = [(0, unit) for unit in (3, 5, 6, 4, 20, 21, 22)] + [(1, 0), (1, 2), (0, 0)]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    made: list[Rig] = []
+
+    def make(hot: list[pack.Place] = HOT) -> Rig:
+        made.append(Rig(tmp_path, hot))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(autouse=True)
+def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "FRAME_SIZE", 64 * KIB)
+
+
+def test_what_a_pack_brings_is_here_and_in_the_kernel(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    launch = one.begin()
+    head = launch.head.result(PATIENCE)
+    assert sorted(head.documents.values()) == [b"TOC 0", b"TOC 1", b"{}"]
+    one.bind(launch)
+    assert launch.finished.wait(PATIENCE)
+    assert launch.progress.state == "done", launch.progress
+    assert one.store.requests == [0]
+    # Units 20, 21 and 22 end and begin in the middle of pages: whole pages reach over the ends.
+    start, end = int(one.layers[0].chunks.start[2]), int(one.layers[0].chunks.start[5])
+    assert one.devices[0].peek(start, 37 * KIB) == one.layers[0].device[start : start + 37 * KIB]
+    inside = range(-(-start // PAGE) * PAGE, start + 37 * KIB - PAGE, PAGE)
+    assert all((0, offset) in one.kernel.pages for offset in inside)
+    assert end == len(one.layers[0].device)
+    assert not any(blob.reads for blob in one.blobs)
+    one.all_is_right()
+
+
+def test_pages_that_no_unit_has_whole_are_not_given(rig: Callable[..., Rig]) -> None:
+    one = rig([(0, 4)])  # chunk 1, which begins 512 bytes into a page
+    one.run()
+    first = min(offset for _, offset in one.kernel.pages)
+    assert first == -(-int(one.layers[0].chunks.start[1]) // PAGE) * PAGE
+    one.all_is_right()
+
+
+def test_pages_wait_until_the_kernel_knows_the_device(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    one.kernel.is_open.clear()
+    launch = one.begin()
+    one.bind(launch)
+    assert one.read(1, 0, 100) == one.layers[1].device[:100]
+    one.kernel.is_open.set()
+    assert launch.finished.wait(PATIENCE)
+    assert one.kernel.pages
+    one.all_is_right()
+
+
+def test_a_second_start_asks_for_nothing_and_gives_all_pages_again(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    one.run()
+    pages = one.kernel.pages.copy()
+    one.kernel.pages.clear()
+    launch = one.run()
+    assert one.store.requests == [0]
+    assert launch.progress.present_units == launch.progress.units == len(HOT)
+    assert one.kernel.pages == pages
+
+
+def test_only_what_is_missing_is_asked_for(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyfs.node.launch.MAX_SKIP", 1000)
+    every = [(0, unit) for unit in range(ALL_OF_FIRST)]
+    one = rig(every)
+    one.begin().stop()  # nothing was kept of that
+    one.run()
+    one.caches[0].drop([4])
+    one.store.requests.clear()
+    one.run()
+    assert 1 <= len(one.store.requests) <= 2
+    assert min(one.store.requests) > 0
+    one.all_is_right()
+    assert sum(end - start for start, end in one.blobs[0].reads) == 0
+
+
+def test_the_first_file_can_be_read_before_the_last_byte_has_come(rig: Callable[..., Rig]) -> None:
+    one = rig([(0, unit) for unit in range(ALL_OF_FIRST)])
+    one.store.allow(len(one.store.data) // 2)
+    launch = one.begin()
+    one.bind(launch)
+    assert one.read(0, 0, 50 * KIB) == one.layers[0].device[: 50 * KIB]
+    assert not launch.finished.is_set()
+    assert one.blobs[0].reads == []
+    assert launch.progress.waited <= 1
+    one.store.allow(1 << 60)
+    assert launch.finished.wait(PATIENCE)
+    one.all_is_right()
+
+
+def test_a_read_far_ahead_of_the_stream_does_not_wait_for_it(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = rig([(0, unit) for unit in range(ALL_OF_FIRST)])
+    one.store.allow(len(one.store.data) // 2)
+    launch = one.begin()
+    one.bind(launch)
+    assert one.read(0, 0, 10) == one.layers[0].device[:10]
+    # Time goes by, and the stream does not: what is far behind is asked for.
+    device = one.layers[0].device
+    monkeypatch.setattr(launch._stream, "is_soon", lambda end, wanted: False)
+    assert one.read(0, len(device) - 100, 100) == device[-100:]
+    assert one.blobs[0].reads
+    one.store.allow(1 << 60)
+    assert launch.finished.wait(PATIENCE)
+
+
+def test_what_is_not_in_the_pack_is_fetched_at_once(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    one.store.allow(0)
+    launch = one.begin()
+    assert not launch.head.done()
+    one.store.allow(len(one.store.data) - 8 * KIB)
+    one.bind(launch)
+    start = int(one.layers[0].chunks.start[4]) + 2 * UNIT_SIZE
+    assert one.read(0, start, 10) == one.layers[0].device[start : start + 10]
+    assert one.blobs[0].reads
+    assert not launch.finished.is_set()
+
+
+@pytest.mark.parametrize("at", [0.02, 0.2, 0.5, 0.9, 0.999])
+def test_a_damaged_pack_is_refused_and_reads_go_on(rig: Callable[..., Rig], at: float) -> None:
+    one = rig()
+    broken = bytearray(one.store.data)
+    broken[int(len(broken) * at)] ^= 4
+    one.store.data = bytes(broken)
+    launch = one.begin()
+    one.bind(launch)
+    assert launch.finished.wait(PATIENCE)
+    assert launch.progress.state == "refused"
+    assert "launch pack" in launch.progress.reason
+    assert one.timeline.counters()["recent_failures"]
+    one.all_is_right()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.99])
+def test_a_pack_that_breaks_off(rig: Callable[..., Rig], share: float) -> None:
+    one = rig()
+    location = PackLocation(PACK, len(one.store.data))
+    one.store.data = one.store.data[: int(len(one.store.data) * share)]
+    one.store.error = StoreError("the registry is gone")
+    launch = Launch(cast(Store, one.store), location, one.kept, one.timeline, one.kernel.put)
+    one.bind(launch)
+    waiting = one.devices[0].request(0, 10)
+    assert launch.finished.wait(PATIENCE)
+    assert waiting.result(PATIENCE) == one.layers[0].device[:10]
+    assert launch.progress.state == "refused"
+    one.all_is_right()
+
+
+def test_a_pack_of_another_image_is_refused(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    other = Layer(LENGTHS, seed=7)
+    one.layers[0], right = other, one.layers[0]
+    one.store.data = one.make()
+    one.layers[0] = right
+    launch = one.run()
+    assert launch.progress.state == "refused"
+    assert not one.kernel.pages
+    one.all_is_right()
+
+
+def test_a_kept_index_that_is_torn_is_made_anew(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    one.run()
+    whole = one.kept.read_bytes()
+    one.kept.write_bytes(whole[:-3])
+    assert one.run().progress.state == "done"
+    assert one.kept.read_bytes() == whole
+    assert one.store.requests == [0, 0]
+
+
+def test_a_launch_that_is_stopped_ends(rig: Callable[..., Rig]) -> None:
+    one = rig()
+    one.store.allow(len(one.store.data) // 2)
+    one.kernel.is_open.clear()
+    launch = one.begin()
+    one.bind(launch)
+    waiting = one.devices[0].request(0, 10)
+    launch.stop()
+    one.store.allow(1 << 60)
+    assert launch.finished.wait(PATIENCE)
+    assert waiting.result(PATIENCE) == one.layers[0].device[:10]
+
+
+def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1 MB/s and 20 ms: what comes within the time that a request beside the stream takes is waited for."""
+    now = 100.0
+    monkeypatch.setattr("lazyfs.node.launch.time.monotonic", lambda: now)
+    store = PackStore(bytes(10_000_000))
+    stream = _Stream(cast(Store, store), PackLocation(PACK, 10_000_000))
+    assert stream.is_soon(5_000_000, 1), "nothing is known of the link yet"
+    stream.take(4 * KIB)
+    stream._asked, stream._answered, now = 100.0, 100.02, 101.02
+    stream.received = 1_000_000
+    position = stream.position
+    assert stream.is_soon(position + 80_000, 4096)
+    assert not stream.is_soon(position + 90_000, 4096)
+    assert stream.is_soon(position + 1_000_000, 500_000)
