@@ -5,8 +5,9 @@
     GET, HEAD /v2/NAME/blobs/DIGEST           whole, or one range
     GET       /v2/NAME/tags/list
 
-NAME is `s3.lazyfs/BUCKET/…` or `oci.lazyfs/DIRECTORY/…`, which engines call by that name once their hosts.toml leads
-here. A lazy start takes manifest and config this way, and its chunks from the store itself; a plain pull takes all.
+NAME is `s3.lazyfs/BUCKET/…` or `oci.lazyfs/DIRECTORY/…`, or without its first part where that stands in the query
+(`?ns=`): so engines ask whose hosts.toml leads here. A lazy start takes manifest and config this way, and its chunks
+from the store itself; a plain pull takes all.
 """
 
 import json
@@ -20,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from lazyfs.errors import LazyfsError, NodeError, NotFoundError, StoreError, UsageError
 from lazyfs.stores.base import Store
 from lazyfs.stores.node_stores import HOSTS
-from lazyfs.stores.reference import Reference, parse_reference
+from lazyfs.stores.reference import DEFAULT_TAG, Reference, parse_reference
 from lazyfs.stores.registry.hosts import is_loopback
 
 log = logging.getLogger(__name__)
@@ -131,21 +132,24 @@ class _Handler(BaseHTTPRequestHandler):
         # A page in a browser may name an address of this machine, but only by a name of its own.
         if not is_loopback(urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""):
             raise UsageError("this server answers to a loopback address alone")
-        path = urlsplit(self.path).path
+        path, query = urlsplit(self.path)[2:4]
         if path in ("/v2/", "/v2"):
             self._send(200, {"Content-Type": "application/json"}, b"{}")
             return
         match = _PATH.fullmatch(path)
         if match is None:
             raise NotFoundError(f"there is no {path[:200]}", hint="see the OCI distribution specification")
-        store, reference = self.server.find(_reference(match))
+        # What containerd adds where a hosts.toml leads it elsewhere than to the registry that the image's name names.
+        [registry] = parse_qs(query).get("ns", [""])[-1:]
+        name = f"{registry}/{match['name']}" if registry in HOSTS else match["name"]
+        store, reference = self.server.find(_reference(name, match["kind"], match["reference"]))
         match match["kind"]:
             case "manifests":
                 self._manifest(store, reference)
             case "blobs":
                 self._blob(store, str(reference.digest))
             case _:
-                tags = {"name": match["name"], "tags": store.tags()}
+                tags = {"name": name, "tags": store.tags()}
                 self._send(200, {"Content-Type": "application/json"}, json.dumps(tags).encode())
 
     def _manifest(self, store: Store, reference: Reference) -> None:
@@ -208,16 +212,15 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
 
-def _reference(match: re.Match[str]) -> Reference:
+def _reference(name: str, kind: str | None, tag_or_digest: str | None) -> Reference:
     """The image that a path names; of a blob the digest is the blob's own."""
-    separator = "@" if (match["reference"] or "").startswith("sha256:") else ":"
-    if match["name"].partition("/")[0] not in HOSTS:
-        raise UsageError(
-            f"{match['name'][:200]} is none of ours", hint=f"names here start with {' or '.join(HOSTS)}"
-        )
-    if match["kind"] == "blobs" and separator == ":":
-        raise UsageError(f"{match['reference'][:200]} is no digest")
-    return parse_reference(f"docker://{match['name']}{separator}{match['reference'] or 'latest'}")
+    if name.partition("/")[0] not in HOSTS:
+        raise UsageError(f"{name[:200]} is none of ours", hint=f"names here start with {' or '.join(HOSTS)}")
+    text = tag_or_digest or DEFAULT_TAG
+    separator = "@" if text.startswith("sha256:") else ":"
+    if kind == "blobs" and separator == ":":
+        raise UsageError(f"{text[:200]} is no digest")
+    return parse_reference(f"docker://{name}{separator}{text}")
 
 
 def _pieces(store: Store, digest: str, start: int, end: int) -> Iterator[bytes]:

@@ -64,13 +64,16 @@ def test_manifests_are_found_by_tag_and_by_digest(served: tuple[str, Ask], made:
     _, ask = served
     with LayoutStore(made) as store:
         image = load_image(store, parse_reference(f"oci:{made}:lazy"))
-    base = f"/v2/oci.lazyfs{made}/manifests"
-    for name in ("lazy", image.descriptor.digest, "lazy?ns=oci.lazyfs"):
-        status, headers, body = ask(f"{base}/{name}")
+    for path in (
+        f"/v2/oci.lazyfs{made}/manifests/lazy",
+        f"/v2/oci.lazyfs{made}/manifests/{image.descriptor.digest}",
+        f"/v2{made}/manifests/lazy?ns=oci.lazyfs",
+    ):
+        status, headers, body = ask(path)
         assert (status, body) == (200, image.manifest_bytes)
         assert headers["Content-Type"] == image.descriptor.media_type
         assert headers["Docker-Content-Digest"] == image.descriptor.digest
-        status, seen, body = ask(f"{base}/{name}", "HEAD")
+        status, seen, body = ask(path, "HEAD")
         assert (status, seen | {"Date": ""}, body) == (200, headers | {"Date": ""}, b"")
     tags = json.loads(ask(f"/v2/oci.lazyfs{made}/tags/list")[2])
     assert tags["name"] == f"oci.lazyfs{made}"
