@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lazyfs import __version__
-from lazyfs.cli import cache, images, mounts, node, run
+from lazyfs.cli import cache, images, install, mounts, node, run
 from lazyfs.cli.common import Global, show_error
 from lazyfs.errors import LazyfsError, UsageError
 
@@ -57,6 +57,7 @@ for _command in (
     node.status,
     node.doctor,
     node.shutdown,
+    install.install,
 ):
     app.add_command(_command)
 
