@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
+from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, LazyfsError, NodeError
+from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
 from snapshotter.service import serving
 
@@ -62,13 +64,16 @@ def _run(root: Path, address: Path) -> None:
     # Before any thread is made, so that none of them takes the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     with _only_one(root):
-        snapshots = Snapshots(root)
+        images = Images(NodePaths.choose(root / "node"))
+        snapshots = Snapshots(root, images)
         try:
             with serving(snapshots, address):
                 log.info("serving %s on %s", root, address)
+                images.start_daemon()
                 log.info("%s: stopping", signal.Signals(signal.sigwait(signals)).name)
         finally:
             snapshots.close()
+            images.stop_daemon()
 
 
 @contextmanager

@@ -5,14 +5,13 @@ whatever is named by a number is whole. What is named otherwise belongs to nobod
 """
 
 import logging
-import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 
 from lazyfs.errors import NodeError
-from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
 log = logging.getLogger(__name__)
@@ -60,21 +59,34 @@ class Directories:
         except OSError as error:
             raise NodeError(f"{target}: {error.strerror}", hint="free some space") from error
 
-    def forsake(self, kept: set[int]) -> None:
-        """Take their numbers from the directories whose number is not `kept`, and their mounts away."""
-        for entry in os.scandir(self._base):
-            if not (entry.name.isdigit() and int(entry.name) in kept) and not entry.name.startswith(_OLD):
-                self._forsake(Path(entry.path))
+    def forsake(self, kept: set[int]) -> set[int]:
+        """Take their numbers from the directories whose number is not `kept`, and their mounts away.
+
+        Returns those numbers at which something was mounted.
+        """
+        unmounted = set()
+        for directory in list(self._base.iterdir()):
+            number = int(directory.name) if directory.name.isdigit() else None
+            if number in kept or directory.name.startswith(_OLD):
+                continue
+            if self._forsake(directory) and number is not None:
+                unmounted.add(number)
+        return unmounted
 
     def delete(self, directories: Iterable[Path] | None = None) -> None:
         """Delete directories, by default all that were forsaken; what cannot be deleted is left for the next time."""
-        for directory in self._base.glob(f"{_OLD}*") if directories is None else directories:
+        for directory in list(self._base.glob(f"{_OLD}*")) if directories is None else directories:
+            # Mounted by a call that ran beside the one that forsook it.
+            unmount(directory / "fs", detach=True)
             shutil.rmtree(directory, onerror=_log_failure)
 
-    def _forsake(self, directory: Path) -> None:
-        for mounted in list_mounts(directory):
-            unmount(mounted.target, detach=True)
-        directory.rename(Path(mkdtemp(prefix=_OLD, dir=self._base)) / directory.name)
+    def _forsake(self, directory: Path) -> bool:
+        """True if something was mounted there."""
+        mounted = False
+        while unmount(directory / "fs", detach=True):
+            mounted = True
+        directory.rename(self._base / f"{_OLD}{directory.name}-{time.monotonic_ns()}")
+        return mounted
 
 
 def _log_failure(function: object, path: str, reason: object) -> None:

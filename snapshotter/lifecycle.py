@@ -10,15 +10,19 @@ before its record is, and goes after it. What has a directory and no record is n
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from lazyfs.errors import BusyError, NodeError, UsageError
 from snapshotter.directories import Directories
 from snapshotter.filters import parse_filters
-from snapshotter.mounts import Mount, mounts_of
-from snapshotter.records import Kind, Records, Snapshot, Table, Usage
+from snapshotter.labels import REMOTE, WantedLayer, wanted_layer
+from snapshotter.mounts import Mount, lower_snapshots, mounts_of
+from snapshotter.records import Kind, Lazy, Records, Snapshot, Table, TakenError, Usage
 from snapshotter.usage import disk_usage
 
+_REMOTE_VALUE = "remote snapshot"
 MAX_LABEL = 4096
 """Bytes of a label, name and value together."""
 
@@ -29,11 +33,28 @@ def _unobserved(_: str) -> None:
     """What happens where nobody watches the steps."""
 
 
+class ImageSource(Protocol):
+    """What knows of images that are not there yet (`images.Images`)."""
+
+    def find(self, wanted: WantedLayer) -> Lazy | None:
+        """The image of the layers up to and with the wanted one; None where containerd must download it."""
+        ...
+
+    def show(self, number: int, lazy: Lazy, target: Path) -> None:
+        """Have snapshot `number`, the image `lazy`, mounted at `target`."""
+        ...
+
+    def forget(self, numbers: set[int]) -> None:
+        """These snapshots are gone, and were unmounted."""
+        ...
+
+
 class Snapshots:
     """All snapshots below one root. Thread safe."""
 
-    def __init__(self, root: Path, reached: Callable[[str], None] = _unobserved) -> None:
+    def __init__(self, root: Path, images: ImageSource, reached: Callable[[str], None] = _unobserved) -> None:
         """`reached` is told of each step that a call has taken, in the thread that takes it."""
+        self._images = images
         self._directories = Directories(root)
         self._records = Records(root / "records.db")
         self._reached = reached
@@ -42,9 +63,17 @@ class Snapshots:
         self._records.close()
 
     def prepare(self, key: str, parent: str, labels: Labels) -> list[Mount]:
+        """TakenError as well when the layer that the labels speak of need not be downloaded: it is there now."""
+        _check_name(key)
+        _check_labels(labels)
+        wanted = wanted_layer(labels)
+        if wanted is not None and self._provide(wanted, parent, labels):
+            raise TakenError(f"snapshot {wanted.chain_id} is there: its content comes when it is read")
         return self._create(Kind.ACTIVE, key, parent, labels)
 
     def view(self, key: str, parent: str, labels: Labels) -> list[Mount]:
+        _check_name(key)
+        _check_labels(labels)
         return self._create(Kind.VIEW, key, parent, labels)
 
     def mounts(self, key: str) -> list[Mount]:
@@ -53,6 +82,7 @@ class Snapshots:
             ancestors = table.ancestors(key)
         if snapshot.kind is Kind.COMMITTED:
             raise BusyError(f"snapshot {key} is committed: it has no mounts, its views have")
+        self._show_lowest(ancestors)
         return mounts_of(self._directories, snapshot, ancestors)
 
     def commit(self, name: str, key: str, labels: Labels, parent: str = "") -> None:
@@ -102,27 +132,45 @@ class Snapshots:
         """Unmount and delete what belongs to no record."""
         # A directory may only be made while nobody looks which ones are nobody's.
         with self._records.writing() as table:
-            self._directories.forsake(table.ids())
+            unmounted = self._directories.forsake(table.ids())
             self._reached("forsaken")
         self._directories.delete()
+        if unmounted:
+            self._images.forget(unmounted)
+
+    def _provide(self, wanted: WantedLayer, parent: str, labels: Labels) -> bool:
+        """Have the layer as a committed snapshot without downloading it, if that can be."""
+        lazy = self._images.find(wanted)
+        if lazy is None or not _is_chain(parent, lazy.parent_chain_id):
+            return False
+        self._reached("found")
+        labels = {**labels, REMOTE: _REMOTE_VALUE}
+        with suppress(TakenError), self._records.writing() as table:
+            self._insert(table, Kind.COMMITTED, wanted.chain_id, parent, labels, lazy)
+        self._reached("provided")
+        return True
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
-        _check_name(key)
-        _check_labels(labels)
+        if parent:
+            with self._records.reading() as table:
+                below = [table.get(parent), *table.ancestors(parent)]
+            self._show_lowest(below)
         with self._records.writing() as table:
             snapshot = self._insert(table, kind, key, parent, labels)
             ancestors = table.ancestors(key)
         self._reached("recorded")
         return mounts_of(self._directories, snapshot, ancestors)
 
-    def _insert(self, table: Table, kind: Kind, key: str, parent: str, labels: Labels) -> Snapshot:
+    def _insert(
+        self, table: Table, kind: Kind, key: str, parent: str, labels: Labels, lazy: Lazy | None = None
+    ) -> Snapshot:
         """A record and its directory."""
         directory = self._directories.make(writable=kind is Kind.ACTIVE)
         self._reached("made")
         try:
-            snapshot = table.create(kind, key, parent, labels)
-            if parent:
-                self._inherit_owner(directory, table.get(parent))
+            snapshot = table.create(kind, key, parent, labels, lazy)
+            if parent and lazy is None:
+                self._inherit_owner(directory, snapshot.parent_id)
             self._reached("inserted")
             self._directories.place(directory, snapshot.id)
             self._reached("placed")
@@ -131,10 +179,17 @@ class Snapshots:
             raise
         return snapshot
 
-    def _inherit_owner(self, directory: Path, parent: Snapshot) -> None:
+    def _show_lowest(self, below: Sequence[Snapshot]) -> None:
+        """Mount the lazy snapshot among the lower ones, if there is one; `below` has the nearest first."""
+        lowest = lower_snapshots(below)[-1:]
+        for snapshot in lowest:
+            if snapshot.lazy is not None:
+                self._images.show(snapshot.id, snapshot.lazy, self._directories.fs(snapshot.id))
+
+    def _inherit_owner(self, directory: Path, parent: int) -> None:
         """The root of an overlay is that of its upper directory: it must belong to who owns the one below."""
         try:
-            owner = self._directories.fs(parent.id).stat()
+            owner = self._directories.fs(parent).stat()
             os.chown(directory / "fs", owner.st_uid, owner.st_gid)
         except OSError as error:
             raise NodeError(f"{error.filename}: {error.strerror}") from error
@@ -144,6 +199,11 @@ class Snapshots:
             return disk_usage(self._directories.fs(snapshot.id))
         except OSError as error:
             raise NodeError(f"{error.filename}: {error.strerror}") from error
+
+
+def _is_chain(name: str, chain_id: str) -> bool:
+    """Is it the name of the snapshot of these layers? containerd puts a namespace and a number before it."""
+    return name.rpartition("/")[2] == chain_id
 
 
 def _check_name(name: str) -> None:

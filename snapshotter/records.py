@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UnsupportedError, UsageError
 
@@ -34,15 +35,15 @@ _MIGRATIONS = (
     CREATE TABLE lazy (
         id INTEGER PRIMARY KEY REFERENCES snapshot (id) ON DELETE CASCADE,
         reference TEXT NOT NULL,
-        manifest TEXT NOT NULL,
         layers INTEGER NOT NULL,
-        chain TEXT NOT NULL
+        chain_id TEXT NOT NULL,
+        parent_chain_id TEXT NOT NULL
     ) STRICT;
     """,
 )
 _COLUMNS = """
-    s.id, s.key, s.kind, coalesce(p.key, ''), s.created, s.updated, s.labels, s.size, s.inodes,
-    l.reference, l.manifest, l.layers, l.chain
+    s.id, s.key, s.kind, coalesce(p.key, ''), coalesce(p.id, 0), s.created, s.updated, s.labels, s.size, s.inodes,
+    l.reference, l.layers, l.chain_id, l.parent_chain_id
 """
 _FROM = "FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent LEFT JOIN lazy l ON l.id = s.id"
 _ANCESTORS = """
@@ -70,12 +71,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """The lowest `layers` layers of an image; `chain` names their content: equal for equal TOCs in equal order."""
+    """The lowest `layers` layers of an image, whose manifest's digest `reference` names.
+
+    Two chain IDs name their content: of all of them, and of all but the topmost ("" where that is none).
+    """
 
     reference: str
-    manifest: str
     layers: int
-    chain: str
+    chain_id: str
+    parent_chain_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One record. Times are nanoseconds since 1970; `parent` is a name, or empty."""
+    """One record. Times are nanoseconds since 1970; `parent` is a name or empty, `parent_id` a number or 0."""
 
     id: int
     key: str
     kind: Kind
     parent: str
+    parent_id: int
     created: int
     updated: int
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -189,10 +194,6 @@ class Table:
     def ids(self) -> set[int]:
         return {row[0] for row in self._connection.execute("SELECT id FROM snapshot")}
 
-    def manifests(self) -> set[str]:
-        """The manifests of all lazy snapshots."""
-        return {row[0] for row in self._connection.execute("SELECT DISTINCT manifest FROM lazy")}
-
     def create(
         self, kind: Kind, key: str, parent: str, labels: Mapping[str, str], lazy: Lazy | None = None
     ) -> Snapshot:
@@ -210,7 +211,7 @@ class Table:
         if lazy is not None:
             self._connection.execute(
                 "INSERT INTO lazy VALUES (?, ?, ?, ?, ?)",
-                (row[0], lazy.reference, lazy.manifest, lazy.layers, lazy.chain),
+                (row[0], lazy.reference, lazy.layers, lazy.chain_id, lazy.parent_chain_id),
             )
         return self.get(key)
 
@@ -274,10 +275,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _snapshot(row: tuple[int, str, int, str, int, int, str, int, int, str | None, str, int, str]) -> Snapshot:
-    lazy = None if row[9] is None else Lazy(row[9], row[10], row[11], row[12])
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    number, key, kind, parent, parent_id, created, updated, labels, size, inodes, *lazy = row
     return Snapshot(
-        row[0], row[1], Kind(row[2]), row[3], row[4], row[5], json.loads(row[6]), Usage(row[7], row[8]), lazy
+        id=number,
+        key=key,
+        kind=Kind(kind),
+        parent=parent,
+        parent_id=parent_id,
+        created=created,
+        updated=updated,
+        labels=json.loads(labels),
+        usage=Usage(size, inodes),
+        lazy=None if lazy[0] is None else Lazy(*lazy),
     )
 
 

@@ -104,6 +104,17 @@ def find_image_mounts(paths: NodePaths, key: str) -> list[Path]:
     return [entry.target for entry in entries if entry.target.name.rpartition("-")[0] == key]
 
 
+def is_shown(paths: NodePaths, target: Path) -> bool:
+    """Is an image mounted at `target`, and served by the devices that are mounted now?"""
+    entries = all_mounts()
+    at = {entry.target: entry for entry in entries}
+    shown, devices = at.get(target), at.get(paths.fuse)
+    if shown is None or devices is None:
+        return False
+    image = _image_of(paths, shown, entries)
+    return image is not None and image.name.rpartition("-")[2] == devices.device.partition(":")[2]
+
+
 def check_target(target: Path) -> None:
     """Raise unless `target` can be mounted on: an empty directory that nothing is mounted on."""
     if mount_at(target) is not None:

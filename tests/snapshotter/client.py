@@ -14,10 +14,12 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from lazyfs.config import NodePaths
 from lazyfs.mount.syscalls import MS_BIND, MS_RDONLY, mount
 from snapshotter.proto import mount_pb2
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.service import NAME
+from tests.daemon.processes import kill
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -104,7 +106,7 @@ class Service:
         self.root = directory / "root"
         self.socket = directory / "s.sock"
         self.log = directory / "log"
-        self._directory = directory
+        self.node = NodePaths(self.root / "node")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str, wait: bool = True) -> "Service":
@@ -143,6 +145,7 @@ class Service:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+        kill(self.node)
 
 
 def perform(mounts: Sequence[mount_pb2.Mount], target: Path) -> Path:

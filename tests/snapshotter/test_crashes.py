@@ -14,12 +14,14 @@ from snapshotter.lifecycle import Snapshots
 from snapshotter.records import Kind
 
 from .client import REPOSITORY
+from .samples import NoImages
 
 # Calls one method; is killed when it has reached a step for the n-th time, or ends.
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
 from snapshotter.lifecycle import Snapshots
+from tests.snapshotter.samples import NoImages
 
 root, stop, *call = json.loads(sys.argv[1])
 
@@ -30,7 +32,7 @@ def reached(step):
     if stop == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-snapshots = Snapshots(Path(root), reached)
+snapshots = Snapshots(Path(root), NoImages(), reached)
 getattr(snapshots, call[0])(*call[1:])
 """
 CALLS: list[list[object]] = [
@@ -59,7 +61,7 @@ def run(root: Path, stop: int, call: list[object]) -> tuple[int, list[str]]:
 
 def populate(root: Path) -> None:
     """A committed snapshot with a child of each kind, one without, and a directory that belongs to nobody."""
-    snapshots = Snapshots(root)
+    snapshots = Snapshots(root, NoImages())
     for name in ("base", "leaf"):
         snapshots.prepare("a", "", {})
         snapshots.commit(name, "a", {})
@@ -72,7 +74,7 @@ def populate(root: Path) -> None:
 
 def check(root: Path) -> dict[str, Kind]:
     """No record without its directory, and after a Cleanup no directory without its record."""
-    snapshots = Snapshots(root)
+    snapshots = Snapshots(root, NoImages())
     found = {each.key: each for each in snapshots.walk([])}
     for each in found.values():
         assert (root / "snapshots" / str(each.id) / "fs").is_dir()
@@ -86,7 +88,7 @@ def check(root: Path) -> dict[str, Kind]:
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: "-".join(map(str, call[:2])))
 def test_killed_after_each_step(call: list[object], tmp_path: Path) -> None:
     populate(tmp_path / "whole")
-    before = {each.key: each.kind for each in Snapshots(tmp_path / "whole").walk([])}
+    before = {each.key: each.kind for each in Snapshots(tmp_path / "whole", NoImages()).walk([])}
     code, steps = run(tmp_path / "whole", 0, call)
     assert code == 0
     assert steps
@@ -120,7 +122,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
             raise LazyfsError(step)
 
     for failing in ("made", "inserted", "placed"):
-        snapshots = Snapshots(tmp_path / failing, fail)
+        snapshots = Snapshots(tmp_path / failing, NoImages(), fail)
         with pytest.raises(LazyfsError):
             snapshots.prepare("new", "", {})
         assert snapshots.walk([]) == []

@@ -10,7 +10,7 @@ from snapshotter.records import Kind, Snapshot
 
 REF = "containerd.io/snapshot.ref"
 SNAPSHOT = Snapshot(
-    1, "the name", Kind.COMMITTED, "below", 0, 0, {REF: "sha256:ab", "short": "x,y", "tab": "a\tbé"}
+    1, "the name", Kind.COMMITTED, "below", 0, 0, 0, {REF: "sha256:ab", "short": "x,y", "tab": "a\tbé"}
 )
 
 
@@ -88,5 +88,5 @@ def test_quoted_as_go_does(value: str) -> None:
     quoted = "".join(
         f"\\U{ord(character):08x}" for character in value if not 0xD800 <= ord(character) < 0xE000
     )
-    snapshot = Snapshot(1, "x", Kind.VIEW, "", 0, 0, {value: "there"})
+    snapshot = Snapshot(1, "x", Kind.VIEW, "", 0, 0, 0, {value: "there"})
     assert parse_filters([f'labels."{quoted}"==there'])(snapshot) is (len(quoted) == 10 * len(value))

@@ -1,0 +1,191 @@
+"""Images that are not there yet: what the node's daemon says of them, and where it shows them.
+
+An image is asked about once, however many of its layers containerd prepares: the first Prepare fetches the manifest,
+the config and all TOCs, the others find the answer. Nothing here is needed to start the service, so a registry or a
+daemon that does not answer costs lazy images alone.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon
+from lazyfs.errors import BusyError, LazyfsError
+from lazyfs.mount.images import is_shown, mount_view, release_unused
+from lazyfs.mount.syscalls import unmount
+from lazyfs.stores import parse_reference
+from snapshotter.labels import WantedLayer
+from snapshotter.records import Lazy
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+PATIENCE = 4.5
+"""Seconds for all that a Prepare may wait: then containerd downloads the layer itself."""
+_REMEMBERED = 256
+_TAG_SECONDS = 60.0
+_FAILED_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An image's layers, lowest first; the first `converted` of them are ones of ours."""
+
+    reference: str
+    blobs: tuple[str, ...]
+    chain_ids: tuple[str, ...]
+    converted: int
+
+    def find(self, wanted: WantedLayer) -> Lazy | None:
+        """None where the layer is not of this image, or it or one below is not one of ours.
+
+        It does not matter what the snapshots below are: equal chain IDs are equal content, and the image of the
+        layers up to the wanted one shows all of it.
+        """
+        below = ""
+        for number, (blob, chain_id) in enumerate(zip(self.blobs, self.chain_ids, strict=True)):
+            if (blob, chain_id) == (wanted.blob, wanted.chain_id) and number < self.converted:
+                return Lazy(self.reference, number + 1, chain_id, below)
+            below = chain_id
+        return None
+
+
+@dataclass(slots=True)
+class _Look:
+    answer: "Future[Chain]"
+    moves: bool  # named by a tag
+    since: float = field(default_factory=time.monotonic)
+
+    def result(self) -> Chain:
+        """Waits no longer than `PATIENCE` after it was asked, however many layers wait for it one after another."""
+        return self.answer.result(max(0.0, self.since + PATIENCE - time.monotonic()))
+
+    def is_old(self) -> bool:
+        age = time.monotonic() - self.since
+        failed = self.answer.done() and self.answer.exception() is not None
+        return (failed and age > _FAILED_SECONDS) or (self.moves and age > _TAG_SECONDS)
+
+
+class Images:
+    """A client of one node's daemon. Thread safe."""
+
+    def __init__(self, paths: NodePaths) -> None:
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._looks: OrderedDict[str, _Look] = OrderedDict()
+        self._showing: dict[int, threading.Lock] = {}
+
+    def start_daemon(self) -> None:
+        """Begin to start it, so that the first image need not wait for it; nobody waits here."""
+        _in_background(self._start_daemon)
+
+    def stop_daemon(self) -> None:
+        """End it, unless an image is still mounted: running containers keep what they have."""
+        try:
+            DaemonClient(self._paths).shutdown()
+        except NoDaemonError:
+            pass
+        except BusyError as error:
+            log.info("the node's daemon goes on: %s", error)
+        except LazyfsError as error:
+            log.warning("the node's daemon does not end: %s", error)
+
+    def find(self, wanted: WantedLayer) -> Lazy | None:
+        """The image of the layers up to the wanted one; None, within `PATIENCE`, where containerd must download it."""
+        try:
+            look, known = self._look(wanted.reference)
+            found = look.result().find(wanted)
+            if found is None and known:
+                # A tag may have moved since.
+                self._forget(wanted.reference, look)
+                found = self._look(wanted.reference)[0].result().find(wanted)
+        except TimeoutError:
+            log.warning("%s: no answer within %.1f s; containerd downloads it", wanted.reference, PATIENCE)
+            return None
+        except LazyfsError as error:
+            log.warning("%s: %s; containerd downloads it", wanted.reference, error)
+            return None
+        if found is None:
+            log.info("%s has no lazyfs layer %s", wanted.reference, wanted.blob)
+        return found
+
+    def show(self, number: int, lazy: Lazy, target: Path) -> None:
+        """Have the image of snapshot `number` at `target`. Raises what the daemon or the kernel has against it."""
+        with self._lock:
+            lock = self._showing.setdefault(number, threading.Lock())
+        with lock:
+            if is_shown(self._paths, target):
+                return
+            if unmount(target, detach=True):
+                log.warning("%s was left by a daemon that was killed; mounting it again", target)
+            with daemon_in_use(self._paths) as daemon:
+                mount_view(self._paths, daemon.open_image(lazy.reference, lazy.layers), target)
+
+    def forget(self, numbers: set[int]) -> None:
+        """These snapshots are gone, and where they were shown is unmounted."""
+        with self._lock:
+            for number in numbers:
+                self._showing.pop(number, None)
+        release_unused(self._paths)
+
+    def _look(self, reference: str) -> tuple[_Look, bool]:
+        """The answer, or what will be one; was it asked for before?"""
+        with self._lock:
+            look = self._looks.get(reference)
+            if look is not None and not look.is_old():
+                self._looks.move_to_end(reference)
+                return look, True
+            look = _Look(_in_background(lambda: self._ask(reference)), "@" not in reference)
+            self._looks[reference] = look
+            if len(self._looks) > _REMEMBERED:
+                self._looks.popitem(last=False)
+            return look, False
+
+    def _forget(self, reference: str, look: _Look) -> None:
+        with self._lock:
+            if self._looks.get(reference) is look:
+                del self._looks[reference]
+
+    def _ask(self, reference: str) -> Chain:
+        answer = ensure_daemon(self._paths).look_at(reference)
+        chain_ids: list[str] = []
+        for layer in answer["chain"]:
+            if not chain_ids:
+                chain_ids.append(layer["diff_id"])
+            else:
+                text = f"{chain_ids[-1]} {layer['diff_id']}"
+                chain_ids.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
+        return Chain(
+            str(replace(parse_reference(reference), tag=None, digest=answer["digest"])),
+            tuple(layer["blob"] for layer in answer["chain"]),
+            tuple(chain_ids),
+            sum(1 for layer in answer["chain"] if layer["toc"]),
+        )
+
+    def _start_daemon(self) -> None:
+        try:
+            ensure_daemon(self._paths)
+        except LazyfsError as error:
+            log.warning("the node's daemon does not start: %s", error)
+
+
+def _in_background(function: Callable[[], _T]) -> "Future[_T]":
+    """In a thread that the end of the process does not wait for: a registry may be silent for minutes."""
+    answer: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(function())
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="look", daemon=True).start()
+    return answer
