@@ -27,6 +27,7 @@ TEST_PACKAGES="
     umoci=umoci
     containerd=containerd
     runc=runc
+    stargz-snapshotter=ctr-remote
     attr=setfattr
     busybox-static=/usr/share/doc/busybox-static
     zstd=zstd
