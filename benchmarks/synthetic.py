@@ -53,6 +53,21 @@ def large_files(size: int, file_size: int = 1 << 30) -> Iterator[bytes]:
     yield bytes(2 * _BLOCK)
 
 
+def one_file(layers: list[Path], size: int) -> Iterator[bytes]:
+    """A tar of one file, `size` bytes of what these gzip layers unpack to, from the start again if that is less."""
+    yield _header(b"data", size, b"0")
+    left = size
+    while left:
+        for layer in layers:
+            inflate = isal_zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            with layer.open("rb") as file:
+                while left and (packed := file.read(_PIECE)):
+                    piece = inflate.decompress(packed)[:left]
+                    left -= len(piece)
+                    yield piece
+    yield bytes(-size % _BLOCK + 2 * _BLOCK)
+
+
 def write_image(pieces: Iterable[bytes], directory: Path) -> Path:
     """Put the tar into a new image layout, as the one layer of the image `TAG`; returns the layout."""
     directory.mkdir(parents=True)

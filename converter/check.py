@@ -23,8 +23,8 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci import Descriptor
 from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.node.fetch import open_chunk
 from lazyfs.node.layers import load_toc
+from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Reference, Store, load_image
 
 READ_AHEAD = 4 << 20

@@ -27,8 +27,8 @@ from lazyfs.formats.oci import (
 from lazyfs.formats.pack import Place
 from lazyfs.formats.profile import Hot, Profile, resolve
 from lazyfs.formats.toc import Toc
-from lazyfs.node.fetch import open_chunk
 from lazyfs.node.layers import decode_toc, fetch_toc
+from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Image, Store, write_blob
 
 

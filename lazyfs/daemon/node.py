@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,13 +28,17 @@ from lazyfs.node.cache import LayerCache, boot_id
 from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
+from lazyfs.node.crew import Lane
 from lazyfs.node.device import LayerDevice
-from lazyfs.node.fetch import BlobSource, Fetcher
+from lazyfs.node.engine import Engine
+from lazyfs.node.fetch import Fetcher
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
 from lazyfs.node.launches import LaunchDevice, Launches, documents_of
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
 from lazyfs.node.seen import SeenImage, SeenLayer
+from lazyfs.node.sources import BlobSource
 from lazyfs.node.timeline import Timeline
+from lazyfs.node.touched import Touched
 from lazyfs.node.warm import missing_spans, warm
 from lazyfs.stores import Image, Reference, Store, find_manifest, load_config, open_store, parse_reference
 from lazyfs.stores.image import FoundManifest
@@ -42,7 +46,6 @@ from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
 
-FETCH_THREADS = 16
 OPEN_THREADS = 16
 SETTLE_SECONDS = 20.0
 """After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
@@ -94,12 +97,13 @@ class Node:
         self._mirrors: dict[str, list[Store]] = {}
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
+        self._touched: dict[int, Touched] = {}
         self._opening: dict[str, threading.Lock] = {}
         self._images: dict[str, dict[str, Any]] = {}
-        self._fetching: Executor = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
         self._next_inode = ROOT_INODE + 1
         self._started = time.time()
         self.timeline = Timeline()
+        self._engine = Engine(self.timeline)
         self._documents = Documents(paths.documents, _write_new)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
         self._launched: dict[str, Launch] = {}
@@ -157,7 +161,7 @@ class Node:
             layers = self._open_layers(found, converted)
             self._launch(found, layers, "")
         if layers:
-            self._fetching.submit(self._make_bootstrap, layers)
+            self._engine.crew.submit(Lane.PREFETCH, partial(self._make_bootstrap, layers))
         tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
         return {
             "digest": image.descriptor.digest,
@@ -239,6 +243,8 @@ class Node:
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
         self.timeline.read(self._blobs.get(inode, ""), offset, size, waited)
+        if inode in self._touched:
+            self._touched[inode].mark(offset, offset + size)
 
     def recorded(self, since: float) -> dict[str, Any]:
         """The timeline after `since` (`time.monotonic`), JSON-able."""
@@ -266,7 +272,7 @@ class Node:
 
     def close(self) -> None:
         self.launches.close()
-        self._fetching.shutdown(wait=True, cancel_futures=True)
+        self._engine.close()
         self.cache.close()
         for store in self._stores.values():
             store.close()
@@ -291,6 +297,7 @@ class Node:
                     "toc": layer.toc_digest,
                     "bytes": layer.device.size,
                     "present_bytes": layer.cache.present_bytes(),
+                    "touched_bytes": self._touched[layer.inode].bytes(),
                 }
                 for layer in layers
             ],
@@ -339,15 +346,15 @@ class Node:
     ) -> Layer:
         decoded = decode_toc(self._toc_bytes(store, layer, location, brought), layer, diff_id)
         cache = self.cache.open(location.sha256, decoded.chunks)
-        fetcher = Fetcher(
-            layer.digest, BlobSource(store, layer.digest, decoded.codec), cache, self._fetching, self.timeline
-        )
+        source = BlobSource(store, layer.digest, decoded.codec)
+        fetcher = Fetcher(layer.digest, source, cache, self._engine)
         self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LaunchDevice(LayerDevice(cache, fetcher), cache)
         with self._lock:
             inode = self._next_inode
             self._next_inode += 1
             self._blobs[inode] = layer.digest
+            self._touched[inode] = Touched(device.size)
         self._table.add(inode, str(inode), device)
         return Layer(inode, decoded, cache, fetcher, device, layer.digest, location.sha256)
 

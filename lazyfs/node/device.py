@@ -13,7 +13,10 @@ from typing import Protocol
 
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.node.cache import LayerCache
+from lazyfs.node.crew import Lane
 from lazyfs.node.fetch import Fetcher
+from lazyfs.node.plan import Countdown
+from lazyfs.node.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class LayerDevice:
         self._cache = cache
         self._fetcher = fetcher
         self._chunks = cache.chunks
+        self._windows = Windows(self.size)
+        self._watching = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -52,7 +57,12 @@ class LayerDevice:
 
     def peek(self, offset: int, length: int) -> bytes | None:
         length = self._clip(offset, length)
-        return self._cache.read(offset, length) if length else b""
+        if not length:
+            return b""
+        data = self._cache.read(offset, length)
+        if data is not None:
+            self._foresee(offset, offset + length)
+        return data
 
     def request(self, offset: int, length: int) -> "Future[bytes]":
         answer: Future[bytes] = Future()
@@ -60,7 +70,7 @@ class LayerDevice:
         indexes = self._chunks.covering(offset, length) if length else range(0)
         pieces = {index: self._cached(index, offset, length) for index in indexes}
         flights = self._fetcher.flights(index for index in indexes if pieces[index] is None)
-        waiting = _Countdown(len(flights))
+        waiting = Countdown(len(flights))
 
         def finish() -> None:
             try:
@@ -79,7 +89,16 @@ class LayerDevice:
             finish()
         for flight in flights:
             flight.future.add_done_callback(lambda _: finish() if waiting.last() else None)
+        if length:
+            self._foresee(offset, offset + length)
         return answer
+
+    def _foresee(self, offset: int, end: int) -> None:
+        """Fetch what a sequential reader comes to next."""
+        with self._watching:
+            low, high = self._windows.observe(offset, end)
+        if low < high:
+            self._fetcher.ahead(self._chunks.covering(low, high - low), Lane.PREFETCH)
 
     def _clip(self, offset: int, length: int) -> int:
         return max(0, min(length, self.size - offset))
@@ -93,16 +112,3 @@ class LayerDevice:
         """The part of the chunk that is wanted, from the cache."""
         low, high = self._span(index, offset, length)
         return self._cache.read(low, high - low)
-
-
-class _Countdown:
-    """Tells the last of `count` callers, on whichever thread, that it is the last."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._lock = threading.Lock()
-
-    def last(self) -> bool:
-        with self._lock:
-            self._count -= 1
-            return self._count == 0

@@ -1,202 +1,290 @@
-"""The fetch engine of one layer: one flight per chunk, neighbours joined into one ranged read.
+"""The fetch engine: one flight per chunk, neighbours joined into one ranged read, what is urgent first.
 
-A chunk that nobody has is fetched once, however many readers wait for it. Chunks that are asked for together
-and lie together in the blob are read by one request and handed out one by one, each as soon as it is verified.
-What one source does not give is asked of the next. A flight that fails is forgotten, so that the next read
-tries anew.
+    demand    -> flights     what is on its way already is joined, or brought forward if it waits behind others
+    foresight -> ahead       sequential readers (`windows`), packs and the background (`fill`)
+    Run       -> read_pieces -> open_chunk (decode, prove) -> whoever waits -> the cache
+
+A chunk that nobody has is fetched once, however many readers wait for it, and is handed out as soon as it has come
+and is proved, while the rest of its run still streams. What one source does not give is asked of the next. A flight
+that fails is forgotten, so that the next read tries anew. A read that gets no answer is asked a second time, and is
+an error when its time is over.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
 
-from lazyfs.errors import IntegrityError, LazyfsError, NodeError
-from lazyfs.formats.chunks import ChunkTable, chunk_digest
-from lazyfs.formats.frames import open_frame
+from lazyfs.errors import LazyfsError, NodeError, StoreError
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.timeline import Timeline
-from lazyfs.stores.base import Store
+from lazyfs.node.crew import Lane
+from lazyfs.node.engine import Engine
+from lazyfs.node.plan import REQUEST_SIZES, Flight, Run, join_neighbours
+from lazyfs.node.sources import BlobSource, Sources, open_chunk
 
 log = logging.getLogger(__name__)
 
-MAX_REQUEST = 4 << 20
-"""Blob bytes of one ranged read."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobSource:
-    """Where the blob of a layer is, a store and the blob's digest in it; and the codec of its frames."""
-
-    store: Store
-    digest: str
-    codec: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Flight:
-    """One chunk on its way; the future gives its plain bytes."""
-
-    index: int
-    future: "Future[bytes]" = field(default_factory=Future)
+_GRACE = 1.0
+"""Seconds that a store has to say itself what is wrong."""
+_HURRY_SECONDS = 0.25
+"""Who has just asked asks again soon."""
+_NO_ROOM_SECONDS = 10.0
 
 
 class Fetcher:
-    """Fetches, proves and caches the chunks of one layer. Thread safe."""
+    """Fetches, proves and caches the chunks of one layer. Thread safe.
 
-    def __init__(
-        self, layer: str, source: BlobSource, cache: LayerCache, executor: Executor, timeline: Timeline
-    ) -> None:
+    `_lock` guards the table of flights, and which run is to bring which.
+    """
+
+    def __init__(self, layer: str, source: BlobSource, cache: LayerCache, engine: Engine) -> None:
         self._layer = layer
-        self._sources: tuple[BlobSource, ...] = (source,)
+        self._sources = Sources(source)
         self._cache = cache
-        self._executor = executor
-        self._timeline = timeline
+        self._chunks = cache.chunks
+        self._engine = engine
         self._lock = threading.Lock()
         self._flights: dict[int, Flight] = {}
+        self._no_room_until = 0.0
 
     def prefer(self, source: BlobSource) -> None:
         """Ask `source` first from now on; the others remain, for what it does not give."""
-        with self._lock:
-            self._sources = (source, *(other for other in self._sources if other != source))
+        self._sources.prefer(source)
 
     def flights(self, indexes: Iterable[int]) -> list[Flight]:
         """A flight for each of the chunks: started, already on its way, or landed since the caller looked."""
         joined: list[Flight] = []
         started: list[Flight] = []
+        now = time.monotonic()
         with self._lock:
             for index in indexes:
                 flight = self._flights.get(index)
                 if flight is None:
-                    flight = Flight(index)
-                    chunks = self._cache.chunks
-                    plain = self._cache.read(int(chunks.start[index]), chunks.length(index))
+                    flight = Flight(index, demanded=now)
+                    plain = self._cache.read(int(self._chunks.start[index]), self._chunks.length(index))
                     if plain is not None:
                         flight.future.set_result(plain)
                     else:
                         self._flights[index] = flight
                         started.append(flight)
+                elif flight.lane is not Lane.DEMAND:
+                    flight.lane, flight.demanded = Lane.DEMAND, now
+                    if flight.run is not None and not flight.run.asked:
+                        flight.run.flights.remove(flight)
+                        started.append(flight)
                 joined.append(flight)
-        for run in join_neighbours(self._cache.chunks, started):
-            try:
-                self._executor.submit(self._fly, run)
-            except RuntimeError as error:  # no thread can be started, or the node is closing
-                self._fail(run, NodeError(f"{self._layer}: {error}"))
+            runs = self._plan(started, Lane.DEMAND)
+        self._start(runs)
+        waiting = tuple(flight.index for flight in joined if not flight.future.done())
+        if waiting:
+            self._engine.watch.at(now + self._engine.patience(), lambda: self._look(waiting, now))
         return joined
 
-    def _fly(self, run: list[Flight]) -> None:
+    def ahead(self, indexes: Iterable[int], lane: Lane) -> "list[Future[bytes]]":
+        """Fetch what is missing of these chunks before somebody asks; one that is given up is cancelled."""
+        if not self.has_room():
+            return []
+        started: list[Flight] = []
+        with self._lock:
+            for index in indexes:
+                if index not in self._flights and self._cache.missing_units(index):
+                    self._flights[index] = flight = Flight(index, lane)
+                    started.append(flight)
+            runs = self._plan(started, lane)
+        self._start(runs)
+        return [flight.future for flight in started]
+
+    def has_room(self) -> bool:
+        """Whether the cache has taken what it was given of late: without it there is no use in fetching ahead."""
+        return time.monotonic() >= self._no_room_until
+
+    def _plan(self, flights: list[Flight], lane: Lane) -> list[Run]:
+        runs = [Run(lane, part) for part in join_neighbours(self._chunks, flights, REQUEST_SIZES[lane])]
+        for run in runs:
+            for flight in run.flights:
+                flight.run = run
+                flight.runs += 1
+        return runs
+
+    def _start(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            try:
+                self._engine.crew.submit(run.lane, partial(self._fly, run))
+            except RuntimeError as error:  # no thread can be started, or the node is closing
+                self._fail(run.flights, NodeError(f"{self._layer}: {error}"))
+
+    def _fly(self, run: Run) -> None:
+        with self._lock:
+            run.asked, run.moved = True, time.monotonic()
+            flights = [flight for flight in run.flights if not flight.settled]
         try:
-            waiting = [
-                flight for flight in run if not flight.future.done() and not self._land_from_disk(flight)
-            ]
-            for part in join_neighbours(self._cache.chunks, waiting):
-                self._fetch(part, self._sources)
+            waiting = [flight for flight in flights if not self._land_from_disk(flight)]
+            for part in join_neighbours(self._chunks, waiting, REQUEST_SIZES[run.lane]):
+                self._fetch(run, part, self._sources.in_order())
         except Exception as error:  # a reader must never wait for a flight that is lost
             log.exception("fetching %s", self._layer)
-            self._fail(run, NodeError(f"{self._layer}: {type(error).__name__}: {error}"))
+            self._fail(flights, NodeError(f"{self._layer}: {type(error).__name__}: {error}"))
 
     def _land_from_disk(self, flight: Flight) -> bool:
         plain = self._cache.recheck(flight.index)
         if plain is not None:
-            self._land(flight, plain)
+            self._hand_out(flight, plain)
+            self._forget(flight)
         return plain is not None
 
     def _fetch(
-        self, run: list[Flight], sources: Sequence[BlobSource], first_error: LazyfsError | None = None
+        self,
+        run: Run,
+        part: list[Flight],
+        sources: Sequence[BlobSource],
+        first_error: LazyfsError | None = None,
     ) -> None:
-        """Land each flight of the run, or fail it with what the first source had to say."""
+        """Land each flight of the part, or fail it with what the first source had to say."""
         source, *others = sources
-
-        def give_up(flights: list[Flight], error: LazyfsError) -> None:
-            if others:
-                log.warning("%s: %s; trying another store", self._layer, error)
-                self._fetch(flights, others, first_error or error)
-            else:
-                self._fail(flights, first_error or error)
-
+        left = list(part)
+        failed: list[tuple[list[Flight], LazyfsError]] = []
         try:
-            frames = self._read(source, run)
+            self._stream(run, left, source, failed)
         except LazyfsError as error:
-            give_up(run, error)
-            return
-        for flight, frame in zip(run, frames, strict=True):
-            try:
-                plain = open_chunk(source.codec, self._cache.chunks, flight.index, frame, source.digest)
-            except LazyfsError as error:
-                give_up([flight], error)
+            failed.append((left, error))
+        for flights, reason in failed:
+            if others:
+                log.warning("%s: %s; trying another store", self._layer, reason)
+                self._fetch(run, flights, others, first_error or reason)
             else:
-                self._keep(flight.index, plain)
-                self._land(flight, plain)
+                self._fail(flights, first_error or reason)
 
-    def _read(self, source: BlobSource, run: list[Flight]) -> list[memoryview]:
-        """The frames of neighbouring chunks, by one ranged read."""
-        chunks = self._cache.chunks
-        first, last = run[0].index, run[-1].index
+    def _stream(
+        self,
+        run: Run,
+        left: list[Flight],
+        source: BlobSource,
+        damaged: list[tuple[list[Flight], LazyfsError]],
+    ) -> None:
+        """One ranged read; each flight leaves `left` when its frame has come."""
+        chunks, first = self._chunks, left[0].index
         start = int(chunks.blob_offset[first])
-        length = int(chunks.blob_offset[last] + chunks.blob_length[last]) - start
-        began = time.monotonic()
-        data = memoryview(source.store.read(source.digest, start, length))
-        self._timeline.fetched(
-            self._layer, int(chunks.start[first]), int(chunks.start[last + 1]), length, began
-        )
-        offsets = [int(chunks.blob_offset[flight.index]) - start for flight in run]
-        return [
-            data[offset : offset + int(chunks.blob_length[flight.index])]
-            for offset, flight in zip(offsets, run, strict=True)
-        ]
-
-    def _keep(self, index: int, plain: bytes) -> None:
+        lengths = [int(chunks.blob_length[flight.index]) for flight in left]
+        began = run.moved = time.monotonic()
+        got, last = 0, first
         try:
-            self._cache.put(index, plain)
-        except OSError as error:
-            # A full or failing disk costs speed, never a read: the bytes go to who waits for them.
-            self._timeline.cache_failed(f"{self._layer}: {error.strerror}")
+            with closing(source.store.read_pieces(source.digest, start, lengths)) as frames:
+                while left and not self._is_pointless(run, left):
+                    flight = left[0]
+                    with self._engine.budget.take(lengths[last - first] + chunks.length(flight.index)):
+                        frame = next(frames)
+                        run.moved = time.monotonic()
+                        if not got:
+                            self._engine.answered(run.moved - began)
+                        del left[0]
+                        got, last = got + len(frame), last + 1
+                        try:
+                            self._land(flight, frame, source)
+                        except LazyfsError as error:
+                            damaged.append(([flight], error))
+        finally:
+            if got:
+                low, high = int(chunks.start[first]), int(chunks.start[last])
+                self._engine.timeline.fetched(self._layer, low, high, got, began)
 
-    def _land(self, flight: Flight, plain: bytes) -> None:
+    def _is_pointless(self, run: Run, left: list[Flight]) -> bool:
+        """Whether nobody needs the rest of a run: it came another way, or it is to fill and somebody is in a hurry."""
+        if run.lane is Lane.FILL and self._engine.crew.quiet_for() < _HURRY_SECONDS:
+            with self._lock:
+                if all(flight.lane is Lane.FILL for flight in left):
+                    for flight in left:
+                        self._flights.pop(flight.index, None)
+                        flight.future.cancel()
+                    left.clear()
+                    return True
+        return all(flight.future.done() for flight in left)
+
+    def _land(self, flight: Flight, frame: bytes, source: BlobSource) -> None:
+        """Hand out what is in the frame, then keep it; IntegrityError when it is not what it must be."""
+        if flight.future.done():
+            return
+        plain = open_chunk(source.codec, self._chunks, flight.index, frame, source.digest)
+        self._hand_out(flight, plain)
+        try:
+            if not self._cache.put(flight.index, plain):
+                self._no_room_until = time.monotonic() + _NO_ROOM_SECONDS
+        except OSError as error:
+            # A full or failing disk costs speed, never a read: the bytes went to who waited for them.
+            self._no_room_until = time.monotonic() + _NO_ROOM_SECONDS
+            self._engine.timeline.cache_failed(f"{self._layer}: {error.strerror}")
+        finally:
+            self._forget(flight)
+
+    def _hand_out(self, flight: Flight, plain: bytes) -> None:
         with self._lock:
-            self._flights.pop(flight.index, None)
+            if flight.settled:
+                return
+            flight.settled = True
         flight.future.set_result(plain)
 
-    def _fail(self, run: list[Flight], error: LazyfsError) -> None:
-        self._timeline.failed(self._layer, error.message)
-        for flight in run:
-            if not flight.future.done():
-                with self._lock:
+    def _forget(self, flight: Flight) -> None:
+        """From now on the cache knows of the chunk, or nobody does."""
+        with self._lock:
+            if self._flights.get(flight.index) is flight:
+                del self._flights[flight.index]
+
+    def _fail(self, flights: Iterable[Flight], error: LazyfsError, *, for_good: bool = False) -> None:
+        """The run that was to bring them does not; those that another one may still bring are left alone."""
+        lost = []
+        with self._lock:
+            for flight in flights:
+                flight.runs -= 1
+                if not flight.settled and (for_good or flight.runs <= 0):
+                    flight.settled = True
                     self._flights.pop(flight.index, None)
-                flight.future.set_exception(error)
+                    lost.append(flight)
+        if lost:
+            self._engine.timeline.failed(self._layer, error.message)
+        for flight in lost:
+            flight.future.set_exception(error)
 
+    def _look(self, indexes: tuple[int, ...], since: float) -> float | None:
+        """Look after a read that began at `since`: ask again what is late, give up what is too late."""
+        ends = since + self._engine.timeout + _GRACE
+        now = time.monotonic()
+        with self._lock:
+            late = [
+                flight
+                for index in indexes
+                if (flight := self._flights.get(index)) is not None
+                and not flight.settled
+                and flight.demanded <= since
+            ]
+        if not late:
+            return None
+        if now >= ends:
+            self._fail(late, self._too_late(), for_good=True)
+            return None
+        patience = self._engine.patience()
+        for flight in late:
+            run = flight.run
+            if run is not None and run.asked and not run.hedged and now - run.moved >= patience:
+                self._hedge(run)
+        return min(ends, now + max(patience, 1.0))
 
-def open_chunk(codec: str, chunks: ChunkTable, index: int, frame: bytes | memoryview, blob: str) -> bytes:
-    """What the device shows of chunk `index`, from its frame; IntegrityError unless it has the promised digest."""
-    where = f"chunk {index} of blob {blob}"
-    plain = chunks.shown(index, open_frame(codec, frame, chunks.length(index), where))
-    if chunk_digest(plain) != chunks.digest(index):
-        raise IntegrityError(
-            f"{where}: the bytes do not match their digest",
-            hint="the blob is damaged in its store; `lazyfs check` names all that is wrong, converting again mends it",
+    def _hedge(self, run: Run) -> None:
+        run.hedged = True
+        if not self._engine.may_hedge():
+            return
+        with self._lock:
+            again = Run(Lane.DEMAND, [flight for flight in run.flights if not flight.settled], hedged=True)
+            for flight in again.flights:
+                flight.runs += 1
+        if again.flights:
+            log.info("%s: no answer yet, asking a second time", self._layer)
+            self._start([again])
+
+    def _too_late(self) -> StoreError:
+        source = self._sources.in_order()[0]
+        return StoreError(
+            f"{source}: no answer within {self._engine.timeout:g} s",
+            hint="check the network and the store; the next read tries anew",
         )
-    return plain
-
-
-def join_neighbours(chunks: ChunkTable, flights: list[Flight]) -> list[list[Flight]]:
-    """Runs of flights whose frames lie one behind the other, none longer than MAX_REQUEST bytes of blob."""
-    runs: list[list[Flight]] = []
-    size = 0
-    for flight in flights:
-        length = int(chunks.blob_length[flight.index])
-        previous = runs[-1][-1].index if runs else None
-        if (
-            previous is not None
-            and previous + 1 == flight.index
-            and int(chunks.blob_offset[previous] + chunks.blob_length[previous])
-            == chunks.blob_offset[flight.index]
-            and size + length <= MAX_REQUEST
-        ):
-            runs[-1].append(flight)
-            size += length
-        else:
-            runs.append([flight])
-            size = length
-    return runs

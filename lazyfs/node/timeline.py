@@ -47,6 +47,8 @@ class Timeline:
         self._failures: deque[str] = deque(maxlen=MAX_FAILURES)
         self._requests = 0
         self._stored_bytes = 0
+        self._plain_bytes = 0
+        self._hedges = 0
         self._failed = 0
         self._cache_failures = 0
 
@@ -60,6 +62,12 @@ class Timeline:
             self._events.append(event)
             self._requests += 1
             self._stored_bytes += stored
+            self._plain_bytes += end - start
+
+    def hedged(self) -> None:
+        """A read was asked a second time."""
+        with self._lock:
+            self._hedges += 1
 
     def read(self, layer: str, offset: int, size: int, waited: bool) -> None:
         # Called by one thread, for each read: no lock.
@@ -94,6 +102,8 @@ class Timeline:
             return {
                 "requests": self._requests,
                 "store_bytes": self._stored_bytes,
+                "fetched_bytes": self._plain_bytes,
+                "second_requests": self._hedges,
                 "device_reads": self._read_count,
                 "failed_fetches": self._failed,
                 "cache_write_failures": self._cache_failures,

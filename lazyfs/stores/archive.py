@@ -9,7 +9,7 @@ tag is written anew; so are those that another process puts there meanwhile. Wha
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -29,7 +29,15 @@ from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of
 from lazyfs.stores.archive_contents import Contents, read_oci
 from lazyfs.stores.archive_file import ArchiveFile, identity_of
 from lazyfs.stores.archive_write import Draft, exclusive, reachable, write_archive
-from lazyfs.stores.base import STREAM_PIECE, BlobWriter, check_complete, named, read_verified, write_blob
+from lazyfs.stores.base import (
+    STREAM_PIECE,
+    BlobWriter,
+    check_complete,
+    named,
+    pieces_of_reads,
+    read_verified,
+    write_blob,
+)
 from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.reference import check_tag
 from lazyfs.stores.referrers import tag_referrer, tagged_referrers
@@ -97,6 +105,9 @@ class OciArchiveStore:
             )
         with explained(f"blob {digest} in {self.url}"):
             return contents.read(digest, offset, length)
+
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        return pieces_of_reads(self, digest, offset, lengths)
 
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         contents = self._find(digest)

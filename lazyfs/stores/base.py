@@ -5,7 +5,7 @@ chunks are right, is decided above it; how bytes travel is decided within it.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -81,6 +81,14 @@ class Store(Protocol):
         """One ranged get: exactly ``length`` bytes of a blob, else StoreError or NotFoundError."""
         ...
 
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        """One ranged get of neighbouring pieces, each given as soon as it has come: exactly ``lengths`` bytes.
+
+        Opened when the first is asked for. Each piece has the time of one `read`. Errors as of `read`, at the
+        piece that cannot be had. Whoever stops early closes the iterator.
+        """
+        ...
+
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         """The blob from ``offset`` to its end, unverified; opened when the first piece is asked for.
 
@@ -149,6 +157,13 @@ class Adopting(Protocol):
     def adopt(self, source: Store, digest: str) -> bool:
         """Have the blob of `source` here as well; False where that cannot be, and it must be copied."""
         ...
+
+
+def pieces_of_reads(store: Store, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+    """`Store.read_pieces` where each read costs next to nothing."""
+    for length in lengths:
+        yield store.read(digest, offset, length)
+        offset += length
 
 
 def read_verified(store: Store, descriptor: Descriptor, limit: int) -> bytes:

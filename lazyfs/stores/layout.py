@@ -11,7 +11,7 @@ file is ever opened.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -40,7 +40,7 @@ from lazyfs.stores._files import (
 )
 from lazyfs.stores._handles import HandleCache
 from lazyfs.stores._index import LAYOUT_VERSION, MAX_INDEX, check_version, resolve_in, tag_of, tags_of
-from lazyfs.stores.base import STREAM_PIECE, check_complete, named, read_verified, write_blob
+from lazyfs.stores.base import STREAM_PIECE, check_complete, named, pieces_of_reads, read_verified, write_blob
 from lazyfs.stores.reference import check_tag
 from lazyfs.stores.referrers import tag_referrer, tagged_referrers
 
@@ -91,6 +91,9 @@ class LayoutStore:
                     raise StoreError(f"blob {digest} in {self._directory} shrank while it was read")
                 data += piece
             return data
+
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        return pieces_of_reads(self, digest, offset, lengths)
 
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         with explained(f"blob {digest} in {self._directory}"):

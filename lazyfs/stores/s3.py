@@ -13,7 +13,7 @@ beside ``oci-layout`` and ``blobs`` is a layout for every other tool.
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Self
@@ -86,6 +86,22 @@ class S3Store:
         if len(data) != length:
             raise self._outside(what, size, offset, length)
         return data
+
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        key, what = self._blob(digest)
+        total = sum(lengths)
+        if offset < 0 or min(lengths, default=0) < 0 or offset + total > MAX_INTEGER:
+            raise self._outside(what, self._size(digest), offset, total)
+        arriving = self._bucket.arriving(key, offset, total, what)
+        kept = bytearray()
+        for length in lengths:
+            while len(kept) < length:
+                some = next(arriving, None)
+                if some is None:
+                    raise self._outside(what, self._size(digest), offset, total)
+                kept += some
+            yield bytes(memoryview(kept)[:length])
+            del kept[:length]
 
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         key, what = self._blob(digest)

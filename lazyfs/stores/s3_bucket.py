@@ -15,10 +15,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -45,6 +45,7 @@ from lazyfs.stores.s3_errors import FAILURES, Scene, error_of, problem_of
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
+    from obstore import GetOptions, GetResult
     from obstore.store import ClientConfig, S3Credential
 
 _T = TypeVar("_T")
@@ -57,6 +58,8 @@ _CONNECT_TIMEOUT = 5
 _MAX_CONNECTIONS = 32
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_ARRIVING = 128 << 10
+_MAX_BREAKS = 2
 _STALLED = 10.0  # seconds without a byte
 # obstore asks anew five minutes before; what botocore hands out is good for ten at least.
 _CREDENTIALS_KEPT = timedelta(minutes=15)
@@ -112,6 +115,26 @@ class Bucket:
                 return b"", obstore.head(clients.objects, key)["size"]
 
         return self.call(request, what)
+
+    def arriving(self, key: str, offset: int, length: int, what: str) -> Iterator[memoryview]:
+        """As `get`, piece by piece as it comes; a connection that breaks is taken up where it broke."""
+        end, attempts = offset + length, 0
+        while offset < end:
+            try:
+                options: GetOptions = {"range": (offset, end)}
+                answer = self.call(partial(_get, key, options), what)
+                if answer is None:
+                    return
+                for piece in answer.stream(min_chunk_size=_ARRIVING):
+                    yield memoryview(piece)
+                    offset, attempts = offset + len(piece), 0
+            except FAILURES as error:
+                attempts += 1
+                if attempts > _MAX_BREAKS or not problem_of(error).may_pass:
+                    raise error_of(error, what, self._clients.scene) from None
+                log.info("%s broke off, going on", what)
+            else:
+                return
 
     def size(self, key: str, what: str) -> int | None:
         """The size of an object, or None when it is not there."""
@@ -201,6 +224,16 @@ class Bucket:
                 if new.keys != used.keys:
                     self._clients = new
             return self._clients is not used
+
+
+def _get(key: str, options: "GetOptions", clients: Clients) -> "GetResult | None":
+    """None when the object ends before the range."""
+    try:
+        return obstore.get(clients.objects, key, options=options)
+    except FAILURES as error:
+        if not problem_of(error).is_outside:
+            raise
+        return None
 
 
 _opening = threading.Lock()

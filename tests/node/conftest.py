@@ -1,7 +1,8 @@
 """A layer with its cache, fetcher and device, on a store that misbehaves on demand."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
+from lazyfs.node.engine import TIMEOUT, Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.timeline import Timeline
 
@@ -23,7 +25,7 @@ class Rig:
     layer: Layer
     store: FakeStore
     cache: LayerCache
-    executor: ThreadPoolExecutor
+    engine: Engine
     fetcher: Fetcher
     device: LayerDevice
     timeline: Timeline
@@ -34,8 +36,22 @@ class Rig:
         here = self.device.peek(offset, length)
         return self.device.request(offset, length).result(PATIENCE) if here is None else here
 
+    def landed(self) -> bool:
+        """Wait until what readers were given has reached the cache; they have it a moment sooner."""
+        until(lambda: not self.fetcher._flights)
+        return True
+
     def is_right(self, offset: int = 0, length: int = 1 << 40) -> bool:
         return self.read(offset, length) == self.layer.device[offset : offset + length]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other threads bring about."""
+    end = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end
+        pause.wait(0.002)
 
 
 @pytest.fixture
@@ -43,18 +59,24 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     """Makes one from the arguments of `Layer`; `boot` names the kernel that the cache is opened under."""
     opened: list[Rig] = []
 
-    def make(lengths: list[int] | None = None, gaps: list[int] | None = None, *, boot: bytes = BOOT) -> Rig:
+    def make(
+        lengths: list[int] | None = None,
+        gaps: list[int] | None = None,
+        *,
+        boot: bytes = BOOT,
+        timeout: float = TIMEOUT,
+    ) -> Rig:
         layer = Layer(lengths or [40 * KIB] * 8, gaps)
         store, timeline = FakeStore(layer.blob), Timeline()
         directory = tmp_path / TOC_NAME
         cache = LayerCache(directory, layer.chunks, boot)
-        executor = ThreadPoolExecutor(4)
-        fetcher = Fetcher("a layer", store.source(), cache, executor, timeline)
+        engine = Engine(timeline, timeout=timeout)
+        fetcher = Fetcher("a layer", store.source(), cache, engine)
         device = LayerDevice(cache, fetcher)
-        opened.append(Rig(layer, store, cache, executor, fetcher, device, timeline, directory))
+        opened.append(Rig(layer, store, cache, engine, fetcher, device, timeline, directory))
         return opened[-1]
 
     yield make
     for each in opened:
-        each.executor.shutdown()
+        each.engine.close()
         each.cache.close()

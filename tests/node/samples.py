@@ -1,7 +1,7 @@
 """A layer made up for tests: random bytes in chunks, a blob of their frames, and a store that misbehaves on demand."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from random import Random
 from typing import cast
@@ -13,7 +13,7 @@ from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.formats.chunks import ChunkTable, chunk_digest, shown
 from lazyfs.formats.frames import ZSTD
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.fetch import BlobSource
+from lazyfs.node.sources import BlobSource
 from lazyfs.stores import Store
 
 BLOB = "sha256:" + "b" * 64
@@ -61,10 +61,14 @@ class Layer:
 class FakeStore:
     """One blob. Counts what is read; `fault` is called with each range and may raise or wait."""
 
+    url = "the fake store"
+
     def __init__(self, blob: bytes) -> None:
         self.blob = bytearray(blob)
         self.reads: list[tuple[int, int]] = []
         self.fault: Callable[[int, int], None] = lambda offset, length: None
+        self.between: Callable[[int], None] = lambda offset: None
+        """Called before each piece, with its offset."""
         self._lock = threading.Lock()
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
@@ -76,6 +80,14 @@ class FakeStore:
         data = bytes(self.blob[offset : offset + length])
         assert len(data) == length, "a range outside of the blob"
         return data
+
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        """As a store that sends a piece as soon as it has it; `fault` is called before the first."""
+        data = self.read(digest, offset, sum(lengths))
+        for length in lengths:
+            self.between(offset)
+            yield data[:length]
+            data, offset = data[length:], offset + length
 
     def source(self) -> BlobSource:
         return BlobSource(cast(Store, self), BLOB, ZSTD)

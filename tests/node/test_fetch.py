@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError
-from lazyfs.node import fetch
-from lazyfs.node.fetch import Flight, join_neighbours
+from lazyfs.node import plan
+from lazyfs.node.plan import Flight, join_neighbours
+from lazyfs.node.sources import open_chunk
 
 from .conftest import KIB, Rig
 from .samples import PATIENCE, FakeStore, Layer, failing, has
@@ -40,6 +41,7 @@ def test_every_range_is_right(rig: Make) -> None:
         assert each.is_right(offset, rng.randrange(1, 90 * KIB))
     assert each.is_right()
     assert each.store.twice() == 0
+    assert each.landed()
     assert each.cache.present_bytes() == size
 
 
@@ -48,6 +50,7 @@ def test_what_is_asked_beyond_the_end(rig: Make) -> None:
     assert each.device.size == 1536
     assert each.read(1000, 4096) == each.layer.device[1000:]
     for offset in (1536, 5000):
+        assert each.landed()
         assert each.device.peek(offset, 512) == b""
         assert each.device.request(offset, 512).result(0) == b""
     assert each.device.request(100, 0).result(0) == b""
@@ -55,10 +58,13 @@ def test_what_is_asked_beyond_the_end(rig: Make) -> None:
 
 def test_peek_never_fetches(rig: Make) -> None:
     each = rig([512, 1024])
+    assert each.landed()
     assert each.device.peek(0, 1536) is None
     assert each.store.reads == []
     assert each.is_right(0, 512)
+    assert each.landed()
     assert each.device.peek(0, 512) == each.layer.device[:512]
+    assert each.landed()
     assert each.device.peek(0, 513) is None
 
 
@@ -108,6 +114,7 @@ def test_what_lands_between_the_look_and_the_flight_is_not_fetched_again(
     monkeypatch.setattr(each.cache, "read", landing)
     assert each.device.request(100, 1000).result(PATIENCE) == each.layer.device[100:1100]
     assert each.store.reads == []
+    assert each.landed()
     assert has(each.cache, 0)
 
 
@@ -161,11 +168,11 @@ def test_no_flipped_byte_goes_unseen(position: int, mask: int) -> None:
         if start <= position < end:
             # zstd has bits that mean nothing; the plain bytes decide.
             try:
-                assert fetch.open_chunk("zstd", layer.chunks, index, frame, "b") == layer.plain(index)
+                assert open_chunk("zstd", layer.chunks, index, frame, "b") == layer.plain(index)
             except IntegrityError:
                 continue
         else:
-            assert fetch.open_chunk("zstd", layer.chunks, index, frame, "b") == layer.plain(index)
+            assert open_chunk("zstd", layer.chunks, index, frame, "b") == layer.plain(index)
 
 
 def test_another_store_gives_what_the_first_does_not(rig: Make) -> None:
@@ -204,7 +211,7 @@ def test_no_thread_for_a_flight_is_an_error_and_not_a_hang(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(each.executor, "submit", refuse)
+        patched.setattr(each.engine.crew, "submit", refuse)
         with pytest.raises(NodeError, match="can't start new thread"):
             each.read(0, 120 * KIB)
     assert each.is_right()
@@ -216,11 +223,13 @@ def test_a_full_disk_costs_no_read(rig: Make, monkeypatch: pytest.MonkeyPatch) -
         patched.setattr(os, "pwrite", disk_full)
         assert each.is_right()
         assert each.is_right(1000, 50 * KIB)
+        assert each.landed()
         assert each.cache.present_bytes() == 0
     counters = each.timeline.counters()
     assert counters["cache_write_failures"] >= 8
     assert counters["recent_failures"] == ["cache: a layer: No space left on device"]
     assert each.is_right()
+    assert each.landed()
     assert each.cache.present_bytes() == len(each.layer.device)
 
 
@@ -239,7 +248,10 @@ def test_a_disk_that_takes_half_a_chunk(rig: Make, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", half)
         assert each.is_right()
+        assert each.landed()
+    assert each.landed()
     assert not has(each.cache, 0)
+    assert each.landed()
     assert each.device.peek(0, 512) is None
 
 
@@ -248,6 +260,7 @@ def test_a_disk_that_does_not_give_back_costs_no_read(rig: Make, monkeypatch: py
     assert each.is_right()
     with monkeypatch.context() as patched:
         patched.setattr(os, "pread", disk_broken)
+        assert each.landed()
         assert each.device.peek(0, 512) is None
         assert each.is_right(100, 3 * KIB)
         assert each.is_right(50 * KIB, 100 * KIB)
@@ -257,6 +270,7 @@ def test_a_disk_that_does_not_give_back_costs_no_read(rig: Make, monkeypatch: py
 def test_after_a_reboot_only_what_was_lost_is_fetched(rig: Make) -> None:
     before = rig([40 * KIB] * 5)
     assert before.is_right()
+    assert before.landed()
     before.cache._unsynced = None  # the machine stops before the next flush
     before.cache.close()
     lost = 3 * 40 * KIB + 39 * KIB
@@ -264,6 +278,7 @@ def test_after_a_reboot_only_what_was_lost_is_fetched(rig: Make) -> None:
         data.seek(lost)
         data.write(bytes(1 * KIB))
     after = rig([40 * KIB] * 5, boot=b"1" * 36)
+    assert after.landed()
     assert after.device.peek(0, 512) is None
     assert after.is_right()
     assert after.store.reads == [after.layer.frame_span(3)]
@@ -280,7 +295,7 @@ def test_joined_runs(layout: list[tuple[int, int, bool]], limit: int) -> None:
     chunks = layer.chunks
     wanted = [index for index, (_, _, want) in enumerate(layout) if want]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fetch, "MAX_REQUEST", limit * 500)
+        patched.setattr(plan, "MAX_REQUEST", limit * 500)
         runs = [
             [flight.index for flight in run] for run in join_neighbours(chunks, [Flight(i) for i in wanted])
         ]

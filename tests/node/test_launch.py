@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from lazyfs.formats.chunks import UNIT_SIZE, unit_digests
 from lazyfs.formats.oci import PackLocation
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
+from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.launch import PAGE, Launch, LaunchLayer, _Stream
 from lazyfs.node.launches import LaunchDevice
@@ -87,7 +88,7 @@ class Rig:
         self.kernel = Kernel([layer.device for layer in self.layers])
         self.kernel.is_open.set()
         self.timeline = Timeline()
-        self.executor = ThreadPoolExecutor(4)
+        self.engine = Engine(self.timeline)
         self.blobs = [FakeStore(layer.blob) for layer in self.layers]
         self.caches = [
             LayerCache(directory / (str(number) * 64), layer.chunks, BOOT)
@@ -95,7 +96,7 @@ class Rig:
         ]
         self.devices = [
             LaunchDevice(
-                LayerDevice(cache, Fetcher("a layer", blob.source(), cache, self.executor, self.timeline)),
+                LayerDevice(cache, Fetcher("a layer", blob.source(), cache, self.engine)),
                 cache,
             )
             for cache, blob in zip(self.caches, self.blobs, strict=True)
@@ -146,7 +147,7 @@ class Rig:
 
     def close(self) -> None:
         self.store.allow(1 << 60)
-        self.executor.shutdown()
+        self.engine.close()
         for cache in self.caches:
             cache.close()
 

@@ -61,6 +61,9 @@ class StoreConformance:
         assert b"".join(store.stream(digest)) == data
         assert b"".join(store.stream(digest, size // 3, 1000)) == data[size // 3 :]
         assert store.read(digest, 0, size) == data
+        lengths = [0, size // 2, size - size // 2]
+        assert [len(piece) for piece in store.read_pieces(digest, 0, lengths)] == lengths
+        assert b"".join(store.read_pieces(digest, size // 3, [size - size // 3])) == data[size // 3 :]
         for start, end in [(0, 0), (0, 1), (size // 2, size), (size, size)]:
             if end <= size:
                 assert store.read(digest, start, end - start) == data[start:end]
@@ -72,6 +75,8 @@ class StoreConformance:
         digest, _ = write_blob(store, b"12345")
         with pytest.raises(StoreError, match=digest):
             store.read(digest, offset, length)
+        with pytest.raises(StoreError, match=digest):
+            list(store.read_pieces(digest, offset, [length, 7]))
 
     def test_a_blob_that_is_not_there(self, store: Store) -> None:
         assert store.has(ABSENT) is None
@@ -79,6 +84,8 @@ class StoreConformance:
             store.read(ABSENT, 0, 1)
         with pytest.raises(NotFoundError, match=ABSENT):
             list(store.stream(ABSENT))
+        with pytest.raises(NotFoundError, match=ABSENT):
+            list(store.read_pieces(ABSENT, 0, [1, 2]))
 
     @pytest.mark.parametrize("digest", ["", "sha256:../../../etc/passwd", "sha256:" + "A" * 64])
     def test_a_digest_that_is_none(self, store: Store, digest: str) -> None:

@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 
 from lazyfs.errors import NotFoundError, StoreError
@@ -57,6 +58,46 @@ def read_range(client: RegistryClient, digest: str, offset: int, length: int) ->
     return client.run(request, partial(_take_range, f"{what} in {client.url}", offset, length))
 
 
+def read_pieces(client: RegistryClient, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+    """Neighbouring pieces of a blob by one ranged get, as they come; a broken connection is taken up where it broke."""
+    what = f"blob {digest}"
+    where = f"{what} in {client.url}"
+    end, left, attempts = offset + sum(lengths), deque(lengths), itertools.count(1)
+    deadline = client.deadline()
+    while left:
+        if offset == end:
+            yield read_range(client, digest, offset, left.popleft())
+            continue
+        headers = {"Range": f"bytes={offset}-{end - 1}"}
+        accepted = frozenset({200, 206, 416})
+        request = Request(
+            "GET", f"blobs/{digest}", what, headers=headers, accepted=accepted, keep_redirect=True
+        )
+        response = client.open(request, deadline)
+        try:
+            with response:
+                _come_to_range(where, response, offset, end - offset)
+                while offset < end:
+                    piece = response.read(left[0])
+                    if len(piece) < left[0]:
+                        raise ExchangeError("it sent too few bytes", at=response.origin)
+                    offset += len(piece)
+                    left.popleft()
+                    if offset == end:
+                        _check_end(where, response, sum(lengths))
+                        break
+                    yield piece
+                    attempts, deadline = itertools.count(1), client.deadline()
+                    response.extend(deadline)
+            # The connection is free for others by now.
+            yield piece
+        except ExchangeError as error:
+            failure = broken(where, response.origin, error)
+            if not isinstance(failure, TemporaryError):
+                raise failure from None
+            client.pause(failure, next(attempts), deadline)
+
+
 def stream_blob(client: RegistryClient, digest: str, offset: int, size: int) -> Iterator[bytes]:
     """A blob from ``offset`` on in pieces of ``size`` bytes; a broken connection is taken up where it broke.
 
@@ -97,6 +138,16 @@ def stream_blob(client: RegistryClient, digest: str, offset: int, size: int) -> 
 
 
 def _take_range(where: str, offset: int, length: int, response: Response) -> bytes:
+    _come_to_range(where, response, offset, length)
+    data = response.read(length)
+    if len(data) < length:
+        raise ExchangeError("it sent too few bytes", at=response.origin)
+    _check_end(where, response, length)
+    return data
+
+
+def _come_to_range(where: str, response: Response, offset: int, length: int) -> None:
+    """The next `length` bytes of the answer are the range, or this raises."""
     if response.status == 416:
         raise _outside(where, response.origin, offset, length)
     if response.status == 200:
@@ -107,12 +158,12 @@ def _take_range(where: str, offset: int, length: int, response: Response) -> byt
             raise StoreError(
                 f"{where}: {response.origin} sends {response.length} bytes, not {length}", hint=_NO_FAULT
             )
-    data = response.read(length)
-    if len(data) < length:
-        raise ExchangeError("it sent too few bytes", at=response.origin)
+
+
+def _check_end(where: str, response: Response, length: int) -> None:
+    """A server that did not say how much it sends must have come to its end."""
     if response.status == 206 and response.length is None and response.read(1):
         raise StoreError(f"{where}: {response.origin} sends more than {length} bytes", hint=_NO_FAULT)
-    return data
 
 
 def _check_range(where: str, response: Response, start: int, end: int | None) -> int | None:

@@ -12,7 +12,7 @@ timeout, or believe a document that its digest does not prove.
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Self
 from urllib.parse import urlencode, urljoin
 
@@ -50,7 +50,7 @@ from lazyfs.stores.base import (
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG
 from lazyfs.stores.referrers import is_of_type, read_list, referrers_tag, tag_referrer
-from lazyfs.stores.registry.blobs import blob_size, read_range, stream_blob
+from lazyfs.stores.registry.blobs import blob_size, read_pieces, read_range, stream_blob
 from lazyfs.stores.registry.client import RegistryClient
 from lazyfs.stores.registry.connection import Response, split_url
 from lazyfs.stores.registry.names import RepositoryName, check_registry_tag, is_registry_tag
@@ -101,6 +101,12 @@ class RegistryStore:
         if offset < 0 or length < 0 or offset + length > MAX_INTEGER:
             raise StoreError(f"blob {digest} in {self.url} has no range of {length} bytes at {offset}")
         return read_range(self._client, digest, offset, length)
+
+    def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
+        parse_digest(digest)
+        if offset < 0 or min(lengths, default=0) < 0 or offset + sum(lengths) > MAX_INTEGER:
+            raise StoreError(f"blob {digest} in {self.url} has no range of {sum(lengths)} bytes at {offset}")
+        return read_pieces(self._client, digest, offset, lengths)
 
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
         parse_digest(digest)

@@ -1,0 +1,133 @@
+"""One file of 512 MB read from one end to the other: from a store, and from the node's cache, beside ext4.
+
+    python -m benchmarks.sequential [--runs 3]
+
+The file is made of the files of a scientific stack, so it compresses as programs do. *Cold* comes from a registry
+on loopback (nginx) with an empty cache, *cached* through FUSE from the node's cache. The page cache is empty each time.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.blob_server import serve_layout
+from benchmarks.demo import drop_page_cache
+from benchmarks.images import RECIPES, ensure
+from benchmarks.process import cpu_of
+from benchmarks.report import Row
+from benchmarks.synthetic import one_file, write_image
+from benchmarks.unpack import image_layers
+from converter import Settings, convert_image
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
+from lazyfs.stores import open_store, parse_reference
+
+SIZE = 512 << 20
+COLD_BAR, CACHED_BAR = 300.0, 1500.0
+"""MB/s, at least."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sequential", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+        figures = measure(Path(directory), arguments.cache, arguments.runs)
+    for name, values in figures.items():
+        print(f"{name:24}{statistics.median(values):10.1f}   {[round(value, 1) for value in values]}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2))
+    return 0
+
+
+def rows(figures: dict[str, list[float]]) -> list[Row]:
+    bars = {"cold": COLD_BAR, "cached": CACHED_BAR}
+    return [
+        Row(f"512 MB in order, {name}", statistics.median(values), "MB/s", bars.get(name), at_least=True)
+        for name, values in figures.items()
+        if "CPU" not in name
+    ]
+
+
+def measure(directory: Path, cache: Path, runs: int) -> dict[str, list[float]]:
+    """MB/s of each run, and the daemon's CPU seconds."""
+    layout = _converted(directory, cache)
+    figures: dict[str, list[float]] = {
+        name: [] for name in ("ext4", "cold", "cached", "cold, CPU s", "cached, CPU s")
+    }
+    plain = directory / "plain"
+    _unpack_to(directory, plain)
+    with serve_layout(layout, "app") as address:
+        for _ in range(runs):
+            figures["ext4"].append(_rate(plain))
+            root = directory / "node"
+            with _mounted(root, f"docker://{address}/app:lazy") as (file, process):
+                for name in ("cold", "cached"):
+                    before = cpu_of(process)
+                    figures[name].append(_rate(file))
+                    figures[f"{name}, CPU s"].append(cpu_of(process) - before)
+            shutil.rmtree(root)
+    return figures
+
+
+def _converted(directory: Path, cache: Path) -> Path:
+    image = ensure(RECIPES["science"], cache)
+    source = parse_reference(image.reference)
+    layers, _ = image_layers(Path(source.location), source.tag or "latest")
+    made = write_image(one_file(layers, SIZE), directory / "made")
+    target = parse_reference(f"oci:{directory / 'store'}:lazy")
+    from_reference = parse_reference(f"oci:{made}:synthetic")
+    with open_store(from_reference) as from_store, open_store(target, create=True) as to_store:
+        convert_image(from_store, from_reference, to_store, target, Settings())
+    return directory / "store"
+
+
+def _unpack_to(directory: Path, plain: Path) -> None:
+    layers, _ = image_layers(directory / "made" / "oci", "synthetic")
+    with plain.open("wb") as file:
+        subprocess.run(
+            ["tar", "--extract", "--gzip", f"--file={layers[0]}", "--to-stdout"], stdout=file, check=True
+        )
+    shutil.rmtree(directory / "made")
+
+
+@contextmanager
+def _mounted(root: Path, reference: str) -> Iterator[tuple[Path, int]]:
+    """The file, and the daemon's process."""
+    target = root.with_name("mounted")
+    target.mkdir(exist_ok=True)
+    lazyfs = [sys.executable, "-m", "lazyfs.cli.main", "--root", str(root)]
+    subprocess.run([*lazyfs, "mount", reference, str(target)], check=True)
+    try:
+        yield next(target.iterdir()), DaemonClient(NodePaths.choose(root)).status()["pid"]
+    finally:
+        subprocess.run([*lazyfs, "umount", str(target)], check=True)
+        subprocess.run([*lazyfs, "shutdown"], check=True)
+
+
+def _rate(file: Path) -> float:
+    drop_page_cache()
+    began = time.monotonic()
+    with subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # Spliced away: what is measured is reading.
+        with open("/dev/null", "wb", buffering=0) as sink:  # noqa: PTH123 - unbuffered
+            while os.splice(process.stdout.fileno(), sink.fileno(), 1 << 20):
+                pass
+        process.wait()
+    return file.stat().st_size / (time.monotonic() - began) / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

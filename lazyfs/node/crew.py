@@ -1,0 +1,116 @@
+"""The threads that fetch: one crew for a node, and what is urgent first.
+
+    DEMAND      somebody waits for it
+    PREFETCH    somebody will soon: what a sequential reader comes to next, what a start is known to read
+    FILL        nobody yet: the rest of layers that are in use
+
+A lane that is not urgent has few threads, so that demand always finds one. Threads are started when they are needed and
+wait for work without using any time.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+log = logging.getLogger(__name__)
+
+THREADS = (40, 8, 2)
+"""At most, of each lane. A thread that waits for an answer costs some 50 KB."""
+_STACK = 512 * 1024
+
+
+class Lane(IntEnum):
+    DEMAND = 0
+    PREFETCH = 1
+    FILL = 2
+
+
+class Crew:
+    """Does what is submitted, each lane in order. Thread safe."""
+
+    def __init__(self, threads: Sequence[int] = THREADS) -> None:
+        self._limits = tuple(threads)
+        self._changed = threading.Condition()
+        self._queues: tuple[deque[Callable[[], object]], ...] = tuple(deque() for _ in Lane)
+        self._running = [0 for _ in Lane]
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._busy_at = 0.0
+
+    def submit(self, lane: Lane, work: Callable[[], object]) -> None:
+        """Raises RuntimeError when there is no thread to do it, or the crew is closed."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the node is closing")
+            self._queues[lane].append(work)
+            if lane is not Lane.FILL:
+                self._busy_at = time.monotonic()
+            if self._idle:
+                self._changed.notify()
+            elif len(self._threads) < sum(self._limits):
+                self._start_thread(lane, work)
+
+    def quiet_for(self) -> float:
+        """Seconds since there was something more urgent than to fill; 0 while there is."""
+        with self._changed:
+            if any(self._queues[: Lane.FILL]) or any(self._running[: Lane.FILL]):
+                return 0.0
+            return time.monotonic() - self._busy_at
+
+    def close(self) -> None:
+        """Wait for what is being done; what is queued is given up."""
+        with self._changed:
+            self._closed = True
+            for queue in self._queues:
+                queue.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _start_thread(self, lane: Lane, work: Callable[[], object]) -> None:
+        thread = threading.Thread(target=self._work, name=f"fetch-{len(self._threads)}", daemon=True)
+        before = threading.stack_size(_STACK)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:  # nobody would ever do it
+                self._queues[lane].remove(work)
+                raise
+            return
+        finally:
+            threading.stack_size(before)
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            lane, work = taken
+            try:
+                work()
+            except Exception:  # a thread that ends would be missed by all work to come
+                log.exception("fetching")
+            finally:
+                del work, taken
+                self._done(lane)
+
+    def _take(self) -> tuple[Lane, Callable[[], object]] | None:
+        with self._changed:
+            while True:
+                if self._closed:
+                    return None
+                for lane in Lane:
+                    if self._queues[lane] and self._running[lane] < self._limits[lane]:
+                        self._running[lane] += 1
+                        return lane, self._queues[lane].popleft()
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+
+    def _done(self, lane: Lane) -> None:
+        with self._changed:
+            self._running[lane] -= 1
+            if lane is not Lane.FILL:
+                self._busy_at = time.monotonic()
