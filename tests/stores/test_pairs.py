@@ -1,10 +1,10 @@
-"""From every kind of store that is no registry to every other: converted there, proved, and copied on."""
+"""From every kind of store to every other: converted there, proved, and copied on."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +12,31 @@ import pytest
 from converter import Settings, check_image, convert_image, copy_tree
 from lazyfs.formats.oci import sha256_digest
 from lazyfs.stores import Reference, load_image, open_store, parse_reference
+from tests.registry import Registry, needs_registry, run_registry
 from tests.s3server import S3Place
 
 from .samples import make_sample, put_sample
 
-KINDS = ["oci", "oci-archive", "docker-archive", "s3"]
+KINDS = ["oci", "oci-archive", "docker-archive", "s3", pytest.param("docker", marks=needs_registry)]
 
 Naming = Callable[[str, str], Reference]
 
 
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
 @pytest.fixture
-def named(tmp_path: Path, s3: S3Place) -> Naming:
+def named(tmp_path: Path, s3: S3Place, request: pytest.FixtureRequest) -> Naming:
     """A reference to an image of that name in a store of that kind."""
 
     def named(kind: str, name: str) -> Reference:
+        if kind == "docker":
+            # A repository of its own for each test, so that no layer was converted already.
+            host, mark = request.getfixturevalue("registry").host, sha256_digest(str(tmp_path).encode())[7:15]
+            return parse_reference(f"docker://{host}/{mark}/{name}:v1")
         texts = {
             "oci": f"oci:{tmp_path}/{name}:v1",
             "oci-archive": f"oci-archive:{tmp_path}/{name}.oci.tar:v1",
