@@ -66,8 +66,7 @@ class ChunkedStream:
             self._cut_at(member.header_offset)
         for at, length in data:
             self._data.append((at, at + length))
-        within = self._rules.within(member)
-        if within:
+        if within := self._rules.within(member):
             limit = end_of(member)
             self._planned = (min(cut, limit) for cut in within)
             self._next_cut = next(self._planned)

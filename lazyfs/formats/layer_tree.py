@@ -10,6 +10,7 @@ path through a symlink of this layer goes where the symlink points, never out of
 
 import stat
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from lazyfs.formats.toc_check import (
     xattr_fault,
 )
 
+_NO_NAMES = frozenset((b"", b".", b".."))
 _WHITEOUT_PREFIX = b".wh."
 _WHITEOUT_META_PREFIX = b".wh..wh."
 _OPAQUE_MARKER = b".wh..wh..opq"
@@ -126,7 +128,13 @@ class TreeBuilder:
 
     def _split(self, member: Member) -> tuple[bytes, bytes]:
         """Path of the parent (no leading, trailing, double slashes or dots) and name; both empty for the root."""
-        path = member.name
+        path = member.name.removeprefix(b"./")
+        # Most members lie in the directory of the member before.
+        directory, _, last = path.rpartition(b"/")
+        if directory in self._directories and len(last) <= MAX_NAME and last not in _NO_NAMES:
+            if b"\0" in last:
+                raise self._error(member, "a NUL in the name")
+            return directory, last
         if b"\0" in path:
             raise self._error(member, "a NUL in the name")
         parts = _parts(path)
@@ -245,10 +253,20 @@ class TreeBuilder:
             self._replace(parent, name, target)
 
     def _leaf(self, member: Member, data: int, sparse: tuple[Segment, ...] | None) -> Node:
-        size = 0
         if member.kind is Kind.FILE:
-            size = member.size
-        elif member.kind is Kind.SYMLINK:
+            return Node(
+                mode=stat.S_IFREG | member.mode,
+                uid=_owner(member.uid),
+                gid=_owner(member.gid),
+                size=member.size,
+                mtime=member.mtime,
+                nsec=member.mtime_nsec,
+                data=data if member.size and sparse is None else 0,
+                xattrs=self._kept_xattrs(member) if member.xattrs else (),
+                sparse=sparse,
+            )
+        size = 0
+        if member.kind is Kind.SYMLINK:
             size = len(member.target)
             if not 0 < size <= MAX_SYMLINK or b"\0" in member.target:
                 raise self._error(
@@ -266,11 +284,9 @@ class TreeBuilder:
             size=size,
             mtime=member.mtime,
             nsec=member.mtime_nsec,
-            data=data if member.kind is Kind.FILE and size and sparse is None else 0,
             rdev=major << 20 | minor if is_device else 0,
             xattrs=self._kept_xattrs(member),
             target=member.target if member.kind is Kind.SYMLINK else b"",
-            sparse=sparse,
         )
 
     def _kept_xattrs(self, member: Member) -> Xattrs:
@@ -320,7 +336,8 @@ def _columns(root: Node, appendix_start: int) -> Tree:
         if node.children is None:
             continue
         first = len(names)
-        for name, child in sorted(node.children.items()):
+        for name in sorted(node.children):
+            child = node.children[name]
             if name.startswith(_WHITEOUT_META_PREFIX):
                 continue  # AUFS keeps there what has several names; they are hard links to it
             names.append(name)
@@ -334,11 +351,13 @@ def _columns(root: Node, appendix_start: int) -> Tree:
         counts.append(len(names) - first)
     sets: dict[Xattrs, int] = {(): 0}
     columns = {
-        name: np.array([getattr(node, name) for node in order], dtype)
+        name: np.fromiter(map(attrgetter(name), order), dtype, len(order))
         for name, dtype in INODE_COLUMNS.items()
         if name != "xattrs"
     }
-    columns["xattrs"] = np.array([sets.setdefault(node.xattrs, len(sets)) for node in order], "u4")
+    columns["xattrs"] = np.fromiter(
+        (sets.setdefault(node.xattrs, len(sets)) for node in order), "u4", len(order)
+    )
     sparse = [node for node in order if node.sparse is not None]
     segments = np.array(
         [(node.number, *segment) for node in sparse for segment in node.sparse or ()], np.uint64
