@@ -10,6 +10,7 @@ import pytest
 from lazyfs.formats.chunks import UNIT_SIZE
 from lazyfs.node.cache import DURABLE, LayerCache, boot_id
 from lazyfs.node.cache_map import HEADER_SIZE, UnitMap
+from lazyfs.node.cache_surroundings import Surroundings
 
 from .conftest import BOOT, KIB
 from .samples import PATIENCE, TOC_NAME, Layer, has
@@ -284,6 +285,32 @@ def test_what_is_dropped_takes_no_room(directory: Path, layer: Layer) -> None:
     assert data.stat().st_size == len(layer.device)
     cache.put(2, layer.plain(2))
     assert present(cache) == [False, False, True]
+    cache.close()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+@pytest.mark.parametrize("paranoid", [False, True])
+def test_a_read_that_a_drop_overtakes(
+    directory: Path, layer: Layer, monkeypatch: pytest.MonkeyPatch, comes_back: bool, paranoid: bool
+) -> None:
+    """The reader has seen the marks; before it reads, the chunk is dropped, and after that it may come again."""
+    shared = Surroundings()
+    shared.paranoid = paranoid
+    cache = LayerCache(directory, layer.chunks, BOOT, shared)
+    cache.put(0, layer.plain(0))
+    pread = os.pread
+
+    def late(descriptor: int, length: int, offset: int) -> bytes:
+        monkeypatch.setattr(os, "pread", pread)
+        assert cache.drop([0]) == 1
+        data = pread(descriptor, length, offset)
+        assert not any(data[4096:-4096])
+        if comes_back:
+            cache.put(0, layer.plain(0))
+        return data
+
+    monkeypatch.setattr(os, "pread", late)
+    assert cache.read(100, 90 * KIB) == (layer.device[100 : 100 + 90 * KIB] if comes_back else None)
     cache.close()
 
 
