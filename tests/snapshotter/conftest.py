@@ -10,8 +10,9 @@ from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
 from .client import Client, Service, perform
+from .fixtures import app, engine, images, registry
 
-pytestmark = pytest.mark.root
+__all__ = ["app", "engine", "images", "registry"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

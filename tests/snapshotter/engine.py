@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.formats.oci import ImageConfig
@@ -66,9 +66,16 @@ def layers(count: int, message: bytes = b"ready\n") -> list[bytes]:
     ]
 
 
-def push(directory: Path, host: str, name: str, streams: Sequence[bytes], *options: str) -> str:
+def push(
+    directory: Path,
+    host: str,
+    name: str,
+    streams: Sequence[bytes],
+    *options: str,
+    config: ImageConfig = CONFIG_OF_IMAGE,
+) -> str:
     """The image converted and plain, in the registry as `name`:lazy and `name`:plain; `host`/`name`."""
-    source = put_image(directory, streams, f"{name}-source", CONFIG_OF_IMAGE)
+    source = put_image(directory, streams, f"{name}-source", config)
     lazy = convert(source, f"oci:{directory}:{name}-lazy")
     for reference, tag in ((source, "plain"), (lazy, "lazy")):
         skopeo(
@@ -84,20 +91,46 @@ class Engine:
         self.directory = directory
         self.socket = directory / "c.sock"
         self.log = directory / "log"
+        self.namespace = "default"
 
     def ctr(self, *words: str | Path, check: bool = True) -> str:
-        return self._run("ctr", "--address", self.socket, *words, check=check)
+        return self._run("ctr", *self._where(), *words, check=check)
 
     def pull(self, reference: str, *options: str) -> str:
         """Lazily, as `ctr-remote` does."""
         command = ["images", "rpull", "--plain-http", "--snapshotter", "lazyfs"]
-        return self._run("ctr-remote", "--address", self.socket, *command, *options, reference)
+        return self._run("ctr-remote", *self._where(), *command, *options, reference)
+
+    def id(self, name: str) -> str:
+        """Of the container `name`: runc keeps all of this machine in one place."""
+        return f"lazyfs-test-{os.getpid()}-{self.directory.name}-{name}"
 
     def run(self, reference: str, name: str, *words: str, options: Sequence[str] = ()) -> str:
-        return self.ctr("run", "--rm", "--snapshotter", "lazyfs", *options, reference, name, *words)
+        return self.ctr("run", "--rm", "--snapshotter", "lazyfs", *options, reference, self.id(name), *words)
 
-    def snapshots(self) -> list[str]:
-        lines = self.ctr("snapshots", "--snapshotter", "lazyfs", "list").splitlines()[1:]
+    def start(self, reference: str, name: str, *words: str, options: Sequence[str] = ()) -> None:
+        """A container that goes on until `end`."""
+        self.ctr("run", "--detach", "--snapshotter", "lazyfs", *options, reference, self.id(name), *words)
+
+    def execute(self, name: str, *words: str) -> str:
+        return self.ctr("tasks", "exec", "--exec-id", f"exec{time.monotonic_ns()}", self.id(name), *words)
+
+    def end(self, name: str, keep: bool = False) -> None:
+        """Kill a container; `keep` leaves its snapshot."""
+        self.ctr("tasks", "kill", "--signal", "SIGKILL", self.id(name))
+        wait_until(lambda: "STOPPED" in self.ctr("tasks", "list"), "the end of the container")
+        self.ctr("tasks", "delete", self.id(name), check=False)
+        if not keep:
+            self.ctr("containers", "delete", self.id(name))
+
+    def end_all(self) -> None:
+        """Containers of a test that failed."""
+        for name in self.ctr("tasks", "list", "--quiet", check=False).split():
+            if name.startswith("lazyfs-test-"):
+                self.ctr("tasks", "delete", "--force", name, check=False)
+
+    def snapshots(self, check: bool = True) -> list[str]:
+        lines = self.ctr("snapshots", "--snapshotter", "lazyfs", "list", check=check).splitlines()[1:]
         return [line.split()[0] for line in lines]
 
     def blobs(self) -> list[Path]:
@@ -110,6 +143,9 @@ class Engine:
         if references:
             self.ctr("images", "remove", "--sync", *references)
         wait_until(lambda: not self.snapshots(), "the end of all snapshots")
+
+    def _where(self) -> list[str | Path]:
+        return ["--address", self.socket, "--namespace", self.namespace]
 
     def _run(self, *command: str | Path, check: bool = True) -> str:
         done = subprocess.run(
@@ -135,18 +171,13 @@ def running_engine(directory: Path, service: Service, more: str = NO_CRI) -> Ite
         wait_until(lambda: b"successfully booted" in engine.log.read_bytes(), "containerd")
         yield engine
     finally:
+        engine.end_all()
         process.terminate()
         process.wait(TIMEOUT)
-        _end_shims(directory)
         for entry in list_mounts(directory):
             unmount(entry.target, detach=True)
 
 
-def _end_shims(directory: Path) -> None:
-    """Containers of a test that failed."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"containerd-shim" in words[0] and os.fsencode(directory / "c.sock") in words:
-                os.kill(int(process.name), 9)
-                time.sleep(0)
+def shown(service: Service) -> list[Path]:
+    """Where the service has images mounted."""
+    return sorted(entry.target for entry in list_mounts(service.root / "snapshots"))

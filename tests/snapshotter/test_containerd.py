@@ -1,42 +1,14 @@
 """Debian's containerd, its clients, and images in a registry."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from lazyfs.daemon.client import DaemonClient
-from lazyfs.mount.mountinfo import list_mounts
-from tests.registry import Registry, needs_registry, run_registry
+from tests.registry import needs_registry
 
 from .client import Service
-from .engine import Engine, layers, push, running_engine
+from .engine import Engine, shown
 
 pytestmark = needs_registry
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        yield registry
-
-
-@pytest.fixture(scope="session")
-def app(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image of 12 layers."""
-    return push(tmp_path_factory.mktemp("app"), registry.host, "app", layers(12))
-
-
-@pytest.fixture
-def engine(service: Service, short_directory: Callable[[], Path]) -> Iterator[Engine]:
-    """A containerd and a service of the test's own."""
-    service.start()
-    with running_engine(short_directory(), service) as engine:
-        yield engine
-
-
-def shown(service: Service) -> list[Path]:
-    return sorted(entry.target for entry in list_mounts(service.root / "snapshots"))
 
 
 def test_pulled_lazily_and_run(engine: Engine, service: Service, app: str) -> None:
