@@ -6,6 +6,7 @@ from typing import Any
 
 from converter import records
 from converter.copy import copy_blob, copy_tree
+from converter.launch import attach_pack, open_tocs, put_pack, with_pack
 from converter.layer import Settings, convert_layer
 from converter.progress import LayerReport, Progress, Silent
 from lazyfs.errors import UnsupportedError
@@ -24,6 +25,7 @@ from lazyfs.formats.oci import (
     parse_index,
     parse_manifest,
 )
+from lazyfs.formats.profile import Profile
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Image, Reference, Store, load_image, load_manifest
 
@@ -52,15 +54,17 @@ def convert_image(
     *,
     platform: str | None = None,
     all_platforms: bool = False,
+    profile: Profile | None = None,
 ) -> ConvertReport:
     """Convert the image and give it the destination's tag, which is set when everything it leads to is there.
 
     Configs are copied to the byte, so the image keeps its ID and its DiffIDs. Of an index the image for
     `platform` (None: this machine's) is taken, or with `all_platforms` each; what is no image in it is carried along.
+    With a `profile` each image gets its launch pack, which its layers' annotations name.
     """
     began = time.monotonic()
     tag = target_reference.tag_to_write()
-    conversion = _Conversion(source, target, settings, progress or Silent())
+    conversion = _Conversion(source, target, settings, progress or Silent(), profile)
     top = source.resolve(source_reference.selector)
     if all_platforms and top.media_type in INDEX_TYPES:
         converted = conversion.index(top)
@@ -82,6 +86,7 @@ class _Conversion:
     target: Store
     settings: Settings
     progress: Progress
+    profile: Profile | None = None
     reports: list[LayerReport] = field(default_factory=list)
     done: dict[str, tuple[Descriptor, toc.Toc]] = field(default_factory=dict)
     known_chunks: set[bytes] = field(default_factory=set)
@@ -109,7 +114,19 @@ class _Conversion:
         copy_blob(self.source, image.manifest.config, self.target)
         config = replace(image.manifest.config, media_type=OCI_CONFIG)
         manifest = replace(image.manifest, media_type=OCI_MANIFEST, config=config, layers=tuple(layers))
-        return self.target.put_document(manifest.to_bytes(), OCI_MANIFEST)
+        if self.profile is None:
+            return self.target.put_document(manifest.to_bytes(), OCI_MANIFEST)
+        return self._put_with_pack(replace(image, manifest=manifest), self.profile)
+
+    def _put_with_pack(self, image: Image, profile: Profile) -> Descriptor:
+        """The artifact besides the annotation keeps the pack from being collected as garbage."""
+        location = put_pack(
+            self.target, open_tocs(self.target, image), profile, jobs=self.settings.jobs
+        ).location
+        manifest = replace(image.manifest, layers=with_pack(image.manifest.layers, location))
+        descriptor = self.target.put_document(manifest.to_bytes(), OCI_MANIFEST)
+        attach_pack(self.target, descriptor, location)
+        return descriptor
 
     def _entry(self, entry: Descriptor) -> Descriptor:
         if entry.media_type in INDEX_TYPES:

@@ -1,6 +1,7 @@
 """`lazyfs convert`, `copy`, `check`, `diff` and `inspect`: images in stores. Needs no root and no node."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 @click.option(
     "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
 )
+@click.option(
+    "--profile",
+    "profile_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="What its start reads (`lazyfs profile`): it gets a launch pack.",
+)
 @click.option("--all-platforms", is_flag=True, help="Every image of an index; what is none is carried along.")
 @click.option(
     "--jobs",
@@ -65,6 +73,7 @@ def convert(
     level: int | None,
     chunk_size: int,
     platform: str | None,
+    profile_file: Path | None,
     all_platforms: bool,
     jobs: int,
     max_layer_size: int,
@@ -85,11 +94,13 @@ def convert(
       lazyfs convert oci:./images:app oci:./lazy:app
       lazyfs convert docker://registry.example.com/app:1.0 docker://registry.example.com/app:1.0-lazy
       lazyfs convert --all-platforms docker-archive:app.tar s3://images/lazy/app:1.0
+      lazyfs convert --profile app.profile oci:./images:app oci:./lazy:app
       lazyfs convert --codec gzip oci:./images:app oci:./lazy:app-gzip
     """
     import os
 
     from converter import CutRules, Limits, Settings, Silent, convert_image
+    from lazyfs.cli.profile import read_profile
     from lazyfs.cli.progress import chosen
     from lazyfs.stores import open_store, parse_reference
 
@@ -115,6 +126,7 @@ def convert(
             progress,
             platform=platform,
             all_platforms=all_platforms,
+            profile=None if profile_file is None else read_profile(profile_file),
         )
     if as_json:
         print_json(report.as_dict())

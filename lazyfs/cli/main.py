@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lazyfs import __version__
-from lazyfs.cli import cache, images, install, mounts, node, run
+from lazyfs.cli import cache, images, install, mounts, node, profile, run
 from lazyfs.cli.common import Global, show_error
 from lazyfs.errors import LazyfsError, UsageError
 
@@ -54,6 +54,7 @@ for _command in (
     mounts.mount,
     mounts.umount,
     cache.cache,
+    profile.profile,
     node.status,
     node.doctor,
     node.shutdown,

@@ -37,7 +37,7 @@ _OPTIONS = (
     ),
     click.option("--endpoint-url", metavar="URL", help="S3: a server that is not AWS."),
     click.option("--region", help="S3: the region of the bucket."),
-    click.option("--profile", help="S3: a section of the AWS configuration files."),
+    click.option("--aws-profile", metavar="NAME", help="S3: a section of the AWS configuration files."),
     click.option("--path-style/--virtual-host-style", default=None, help="S3: where the bucket's name goes."),
 )
 
@@ -61,7 +61,7 @@ def _collect(words: dict[str, Any]) -> "StoreOptions":
     return StoreOptions(
         endpoint_url=words.pop("endpoint_url"),
         region=words.pop("region"),
-        profile=words.pop("profile"),
+        profile=words.pop("aws_profile"),
         path_style=words.pop("path_style"),
         insecure=words.pop("insecure"),
         auth_file=words.pop("authfile"),

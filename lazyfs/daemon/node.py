@@ -252,7 +252,8 @@ class Node:
         return {"fetched": [asdict(event) for event in fetched], "reads": [asdict(read) for read in reads]}
 
     def record(self) -> dict[str, Any]:
-        """From now on remember each read of a start, however many."""
+        """From now on remember each read of a start, however many, and let no pack come before any."""
+        self.launches.enabled = False
         self.timeline.keep_reads()
         return {}
 
