@@ -81,7 +81,7 @@ class S3Place:
 def running_server(directory: Path) -> Iterator[S3Server]:
     minio = shutil.which("minio", path=f"{os.environ['PATH']}:{_TOOLS}")
     if minio:
-        port = _free_port()
+        port = free_port()
         command = [minio, "server", "--address", f"127.0.0.1:{port}", str(directory)]
         ready, url = "API:", f"http://127.0.0.1:{port}"
     else:
@@ -120,7 +120,7 @@ def _line_with(output: IO[str], text: str) -> str:
     raise AssertionError(f"the server ended: {''.join(said)}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

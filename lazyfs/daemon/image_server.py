@@ -35,6 +35,7 @@ THREADS = 16
 MAX_CONNECTIONS = 256
 REQUEST_TIMEOUT = 60.0
 _PIECE = 4 << 20
+_TLS_HANDSHAKE = b"\x16"
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?:(?P<kind>manifests|blobs)/(?P<reference>[^/]+)|tags/list)")
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
@@ -114,6 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_TIMEOUT
     server: _Server
+
+    def handle(self) -> None:
+        if self.connection.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+            # Docker asks so first, and without TLS once it sees a head of HTTP; its hello may end in no line at all.
+            self.wfile.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nno TLS here\n")
+            return
+        super().handle()
 
     def do_GET(self) -> None:
         try:

@@ -13,7 +13,7 @@ from lazyfs.errors import UsageError
 from lazyfs.install.edits import TomlEdits
 from lazyfs.install.files import Plan, changes, read_text
 from lazyfs.stores.image import host_platform
-from lazyfs.stores.node_stores import DEFAULT_LISTEN, HOSTS
+from lazyfs.stores.node_stores import DEFAULT_LISTEN, HOSTS, NodeStores
 
 NAME = "lazyfs"
 CONFIG = "etc/containerd/config.toml"
@@ -133,8 +133,7 @@ def hosts_files(
 
 
 def url(target: Target) -> str:
-    host, port = target.listen
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return NodeStores(target.listen).url
 
 
 def _put_registry(edits: TomlEdits, version: int) -> bool:

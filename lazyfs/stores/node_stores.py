@@ -65,7 +65,9 @@ class NodeStores:
 
         UsageError when it is in none of the places that are served.
         """
-        host, _, path = reference.location.partition("/")
+        # Engines that no hosts.toml leads here may as well name the address.
+        location = reference.location.removeprefix(f"{self._authority}/")
+        host, _, path = location.partition("/")
         if reference.transport != "docker" or host not in HOSTS:
             return reference
         transport, location = ("s3", path) if host == S3_HOST else ("oci", f"/{path}")
@@ -76,6 +78,16 @@ class NodeStores:
             )
         found = replace(reference, transport=transport, location=location)
         return replace(found, tag=None) if found.digest is not None else found
+
+    @property
+    def _authority(self) -> str:
+        host, port = self.listen
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def url(self) -> str:
+        """Where the daemon shows the stores."""
+        return f"http://{self._authority}"
 
     def mirrors_of(self, reference: Reference) -> list[Reference]:
         """The stores to ask for blobs before the one that `reference` names, in order."""

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,14 @@ def test_a_browser_is_not_answered_by_a_name_of_its_own(served: tuple[str, Ask],
     _, ask = served
     assert ask(f"/v2/oci.lazyfs{made}/tags/list", Host="rebound.example")[0] == 400
     assert ask(f"/v2/oci.lazyfs{made}/tags/list", Host="localhost:1")[0] == 200
+
+
+def test_who_speaks_tls_is_told_not_to(served: tuple[str, Ask]) -> None:
+    """By a head of HTTP: then Docker tries again without."""
+    host, _, port = served[0].partition(":")
+    with socket.create_connection((host, int(port)), 30) as connection:
+        connection.sendall(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00")
+        assert connection.recv(12) == b"HTTP/1.1 400"
 
 
 def test_skopeo_copies_the_image(served: tuple[str, Ask], made: Path, tmp_path: Path) -> None:
