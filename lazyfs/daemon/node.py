@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 OPEN_THREADS = 16
 SETTLE_SECONDS = 20.0
 """After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
+KEEP_SECONDS = 10.0
 _TORN = ".new-"
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
@@ -178,8 +179,11 @@ class Node:
         with self._lock:
             layers = [layer for layer in self._layers.values() if layer.inode in opened]
         spans = missing_spans((layer.device, layer.cache) for layer in layers)
+        following = warm(spans, after, seconds)
+        for layer in layers:
+            layer.fetcher.wait_kept(KEEP_SECONDS)
         return {
-            "next": warm(spans, after, seconds),
+            "next": following,
             "bytes": sum(layer.device.size for layer in layers),
             "present_bytes": sum(layer.cache.present_bytes() for layer in layers),
         }

@@ -14,7 +14,7 @@ from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import layer_size
 from lazyfs.node.cache_eviction import oldest, unused_since
 from lazyfs.node.cache_store import NodeCache
-from lazyfs.node.seen import SeenImage, SeenImages
+from lazyfs.node.seen import SeenImage, SeenImages, SeenLayer
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ class CacheCare:
         for image in seen:
             for toc in image.tocs:
                 users[toc] = users.get(toc, 0) + 1
-        known = {layer.toc: layer.blob for image in seen for layer in image.layers}
+        known = {layer.toc: layer for image in seen for layer in image.layers}
         names = dict.fromkeys([*known, *self._cache.names()])
-        layers = {name: self._layer(name, known.get(name, ""), users.get(name, 0)) for name in names}
+        layers = {name: self._layer(name, known.get(name), users.get(name, 0)) for name in names}
         return {
             "images": [_image(image, layers) for image in seen],
             "layers": list(layers.values()),
@@ -151,12 +151,13 @@ class CacheCare:
         found = [(self._cache.layer(name), indexes) for name, indexes in chosen.items()]
         return [(cache, indexes) for cache, indexes in found if cache is not None]
 
-    def _layer(self, name: str, blob: str, images: int) -> dict[str, Any]:
+    def _layer(self, name: str, seen: SeenLayer | None, images: int) -> dict[str, Any]:
         cache = self._cache.layer(name)
+        size = seen.bytes if seen is not None else 0
         return {
             "toc": name,
-            "blob": blob,
-            "bytes": cache.chunks.device_size if cache is not None else 0,
+            "blob": seen.blob if seen is not None else "",
+            "bytes": cache.chunks.device_size if cache is not None else size,
             "present_bytes": cache.present_bytes() if cache is not None else 0,
             "disk_bytes": layer_size(cache.directory) if cache is not None else 0,
             "directory": str(cache.directory.parent) if cache is not None else "",

@@ -47,6 +47,7 @@ class Fetcher:
         self._chunks = cache.chunks
         self._engine = engine
         self._lock = threading.Lock()
+        self._kept = threading.Condition(self._lock)
         self._flights: dict[int, Flight] = {}
         self._no_room_until = 0.0
 
@@ -96,6 +97,11 @@ class Fetcher:
             runs = self._plan(started, lane)
         self._start(runs)
         return [flight.future for flight in started]
+
+    def wait_kept(self, seconds: float) -> None:
+        """Wait until the cache has been given what was handed out; so many seconds at most."""
+        with self._kept:
+            self._kept.wait_for(lambda: not any(each.settled for each in self._flights.values()), seconds)
 
     def has_room(self) -> bool:
         """Whether the cache has taken what it was given of late: without it there is no use in fetching ahead."""
@@ -230,6 +236,7 @@ class Fetcher:
         with self._lock:
             if self._flights.get(flight.index) is flight:
                 del self._flights[flight.index]
+            self._kept.notify_all()
 
     def _fail(self, flights: Iterable[Flight], error: LazyfsError, *, for_good: bool = False) -> None:
         """The run that was to bring them does not; those that another one may still bring are left alone."""
