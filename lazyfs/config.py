@@ -16,8 +16,8 @@ DEFAULT_ROOT = Path("/var/lib/lazyfs")
 ROOT_VARIABLE = "LAZYFS_ROOT"
 
 MIB = 1 << 20
-MAX_ROOT = 1000
-"""Bytes. Options of a mount are one page, and an overlay's name three paths below the root."""
+MAX_ROOT = 480
+"""Bytes. SQLite takes paths of 512; options of a mount are one page, and an overlay's name three below the root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,17 @@ class NodePaths:
 
     @property
     def lock(self) -> Path:
-        """Held by the living daemon; names its process id."""
+        """Held by keeper and daemon together, so by whoever of them lives; names the daemon's process id."""
         return self.root / "daemon.lock"
+
+    @property
+    def keeper_socket(self) -> Path:
+        return self.root / "keeper.sock"
+
+    @property
+    def keeper_lock(self) -> Path:
+        """Held by the keeper alone."""
+        return self.root / "keeper.lock"
 
     @property
     def start_lock(self) -> Path:
@@ -102,6 +111,11 @@ class NodePaths:
     def packs(self) -> Path:
         """The indexes of launch packs, named by the packs' sha256."""
         return self.root / "pack"
+
+    @property
+    def state(self) -> Path:
+        """What a daemon's successor must know: which number is which device, which images are open."""
+        return self.root / "state"
 
     @property
     def bootstraps(self) -> Path:

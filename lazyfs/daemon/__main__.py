@@ -1,60 +1,67 @@
-"""`python -m lazyfs.daemon --root DIR`: the daemon of one node, in the foreground until SIGTERM or shutdown.
+"""`python -m lazyfs.daemon --root DIR --link FD --user NAME`: the daemon of one node, as its keeper starts it.
 
-Started by `client.ensure_daemon`, which waits for one line of JSON on `--ready-fd`: the node is ready, or why it
-cannot start. `--start-lock-fd` is a lock that is held until then.
+It gives up its privileges, imports what it needs, and stands by on the link (`lazyfs.keeper.link`) until it
+is told to serve. `python -m lazyfs.keeper --root DIR` runs a node in the foreground.
 """
 
 import argparse
-import json
 import logging
 import os
+import socket
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.config import NodePaths
+from lazyfs.daemon.privileges import drop
 from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.keeper import link
+from lazyfs.keeper.link import Possessions
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lazyfs-daemon", description=__doc__)
-    parser.add_argument("--root", type=Path)
-    parser.add_argument("--ready-fd", type=int)
-    parser.add_argument("--start-lock-fd", type=int)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--link", type=int, required=True)
+    parser.add_argument("--user", required=True)
     options = parser.parse_args()
     levels = logging.getLevelNamesMapping()
     logging.basicConfig(
         level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-
-    def ready(values: dict[str, object]) -> None:
-        if options.ready_fd is not None:
-            # Who started us may have been killed; others wait for the lock.
-            with suppress(BrokenPipeError):
-                os.write(options.ready_fd, json.dumps(values).encode() + b"\n")
-            os.close(options.ready_fd)
-        if options.start_lock_fd is not None:
-            os.close(options.start_lock_fd)
-
+    keeper = socket.socket(fileno=options.link)
+    keeper.set_inheritable(False)
     try:
-        _run(options.root, lambda: ready({"pid": os.getpid()}))
+        drop(options.user)
+        _run(NodePaths.choose(options.root), keeper)
+    except EOFError:
+        return 0  # the keeper went before there was anything to serve
     except LazyfsError as error:
-        logging.getLogger(__name__).error("%s", error)
-        ready(error.as_dict())
+        with suppress(OSError):
+            link.send(keeper, {"say": "failed", "error": error.as_dict()})
         return error.exit_code
     return 0
 
 
-def _run(root: Path | None, on_ready: Callable[[], None]) -> None:
+def _run(paths: NodePaths, keeper: socket.socket) -> None:
     try:
-        from lazyfs.daemon.service import run
+        from lazyfs.daemon.service import serve_node
     except ImportError as error:
         raise NodeError(
             f"the daemon needs the package {error.name}", hint="pip install 'lazyfs[node]'"
         ) from error
-    run(NodePaths.choose(root), on_ready)
+    link.send(keeper, {"say": "standby"})
+    while True:
+        said, descriptors = link.receive(keeper)
+        match said.get("do"):
+            case "serve":
+                serve_node(paths, keeper, Possessions.received(descriptors))
+                return
+            case "end":
+                return
+            case "ping":
+                link.send(keeper, {"say": "pong"})
 
 
 if __name__ == "__main__":

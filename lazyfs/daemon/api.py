@@ -1,19 +1,17 @@
-"""The control API: HTTP/1.1 on a unix socket (0600), JSON in and out. `docs/operations.md` lists the calls."""
+"""The control API: HTTP/1.1 on a unix socket, JSON in and out. `docs/operations.md` lists the calls."""
 
 import json
 import logging
-import os
 import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
-from lazyfs.config import NodePaths
-from lazyfs.daemon.client import short_socket_path
 from lazyfs.errors import LazyfsError, NodeError, NotFoundError, UsageError
 
 log = logging.getLogger(__name__)
@@ -21,18 +19,29 @@ log = logging.getLogger(__name__)
 MAX_BODY = 1 << 20
 REQUEST_TIMEOUT = 30.0
 _MAX_DIGITS = 10
+_CREDENTIALS = struct.Struct("3i")
 
-Call = Callable[[dict[str, Any]], dict[str, Any]]
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """An answer that takes descriptors along; for root alone. `closing` is closed when it has left."""
+
+    values: dict[str, Any]
+    descriptors: tuple[int, ...]
+    closing: socket.socket
+
+
+Call = Callable[[dict[str, Any]], dict[str, Any] | Handover]
 
 
 class ControlServer:
-    """Serves `calls` ("METHOD /path" -> function) until `close`; each request has a thread of its own."""
+    """Serves `calls` ("METHOD /path" -> function) until `close`; each request has a thread of its own.
 
-    def __init__(self, paths: NodePaths, calls: dict[str, Call]) -> None:
-        paths.socket.unlink(missing_ok=True)
-        with short_socket_path(paths) as path:
-            self._server = _Server(path, calls)
-        self._socket: Path = paths.socket
+    The listening socket stays the caller's: who connects while nobody serves waits for the next server.
+    """
+
+    def __init__(self, listener: socket.socket, calls: dict[str, Call]) -> None:
+        self._server = _Server(listener, calls)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="api", daemon=True
         )
@@ -44,25 +53,18 @@ class ControlServer:
         self._thread.join()
         self._server.hang_up()
         self._server.server_close()
-        self._socket.unlink(missing_ok=True)
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     # Threads are waited for on close, so that the last answer leaves.
     daemon_threads = False
-    request_queue_size = 256
 
-    def __init__(self, path: str, calls: dict[str, Call]) -> None:
+    def __init__(self, listener: socket.socket, calls: dict[str, Call]) -> None:
         self.calls = calls
         self._connections: set[socket.socket] = set()
-        super().__init__(path, _Handler, bind_and_activate=False)
-        # Nobody else may connect, not even between bind and chmod.
-        before = os.umask(0o177)
-        try:
-            self.server_bind()
-        finally:
-            os.umask(before)
-        self.server_activate()
+        super().__init__("", _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener.dup()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -98,13 +100,27 @@ class _Handler(BaseHTTPRequestHandler):
             call = self.server.calls.get(f"{self.command} {self.path}")
             if call is None:
                 raise NotFoundError(f"the control API has no {self.command} {self.path[:100]}")
-            status, values = 200, call(self._body())
+            answer = call(self._body())
+            if isinstance(answer, Handover):
+                self._hand_over(answer)
+                return
+            status, values = 200, answer
         except LazyfsError as error:
             status, values = 400, error.as_dict()
         except Exception as error:
             log.exception("%s %s", self.command, self.path)
             status, values = 500, NodeError(f"the daemon failed: {type(error).__name__}: {error}").as_dict()
         self._send(status, values)
+
+    def _hand_over(self, answer: Handover) -> None:
+        with answer.closing:
+            raw = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            if _CREDENTIALS.unpack(raw)[1] != 0:
+                raise UsageError("only root may be the keeper")
+            content = json.dumps(answer.values).encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            socket.send_fds(self.connection, [head.encode() + content], answer.descriptors)
+            self.close_connection = True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What `BaseHTTPRequestHandler` says of a request that it cannot parse."""

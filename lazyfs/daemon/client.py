@@ -19,12 +19,14 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError, from_dict
+from lazyfs.keeper.client import KeeperClient, NoKeeperError
+from lazyfs.keeper.link import short_path
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
+USE_PATIENCE = 5.0
 REQUEST_TIMEOUT = 120.0
 _MAX_RESPONSE = 64 << 20
-_SOCKET_PATH_LIMIT = 107
 _PAUSE = 0.01
 
 
@@ -81,30 +83,44 @@ class DaemonClient:
         self._call("POST", "/v1/record")
 
     def shutdown(self) -> None:
-        """End the daemon; BusyError while an image is mounted. Returns when it has ended."""
-        pid = self._call("POST", "/v1/shutdown")["pid"]
-        try:
-            process = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if not select.select([process], [], [], STOP_TIMEOUT)[0]:
-                raise NodeError(f"the daemon {pid} does not end", hint=f"see {self._paths.log}")
-        finally:
-            os.close(process)
+        """End the node; BusyError while an image is mounted. Returns when its processes have ended."""
+        if not self.is_running():
+            raise self._no_daemon()
+        # A daemon that has lost its keeper gets one first, who knows what to clean up.
+        ensure_daemon(self._paths)
+        with _nobody_mounts(self._paths):
+            try:
+                pid = KeeperClient(self._paths).stop()
+            except NoKeeperError as error:
+                raise self._no_daemon() from error
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return
+            try:
+                if not select.select([process], [], [], STOP_TIMEOUT)[0]:
+                    raise NodeError(f"the keeper {pid} does not end", hint=f"see {self._paths.log}")
+            finally:
+                os.close(process)
 
     def is_running(self) -> bool:
+        """Whether somebody listens: a daemon, or a keeper that is about to start one."""
         try:
             self._connect().close()
         except NoDaemonError:
             return False
         return True
 
+    def _no_daemon(self) -> NoDaemonError:
+        return NoDaemonError(
+            f"no daemon runs for {self._paths.root}", hint="`lazyfs run` and `lazyfs mount` start one"
+        )
+
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         connection.settimeout(REQUEST_TIMEOUT)
         try:
-            with short_socket_path(self._paths) as path:
+            with short_path(self._paths.socket) as path:
                 connection.connect(path)
         except PermissionError as error:
             connection.close()
@@ -113,9 +129,7 @@ class DaemonClient:
             ) from error
         except OSError as error:
             connection.close()
-            raise NoDaemonError(
-                f"no daemon runs for {self._paths.root}", hint="`lazyfs run` and `lazyfs mount` start one"
-            ) from error
+            raise self._no_daemon() from error
         return connection
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -158,16 +172,34 @@ def daemon_in_use(paths: NodePaths) -> Iterator[DaemonClient]:
 
 
 def ensure_daemon(paths: NodePaths) -> DaemonClient:
-    """A client of the running daemon, which is started first if need be. Needs root then."""
+    """A client of the running daemon; it and its keeper are started first if need be. Needs root then."""
     client = DaemonClient(paths)
-    if client.is_running():
+    keeper = KeeperClient(paths)
+    if client.is_running() and keeper.is_running():
         return client
     _make_root(paths)
-    # A daemon holds this lock while it starts, even when the command that started it was killed.
+    # A keeper holds this lock while it starts, even when the command that started it was killed.
     with locked(paths.start_lock, fcntl.LOCK_EX, START_TIMEOUT) as lock:
-        if not client.is_running():
+        if not (client.is_running() and keeper.is_running()):
             _start(paths, lock)
     return client
+
+
+@contextmanager
+def _nobody_mounts(paths: NodePaths) -> Iterator[None]:
+    """BusyError while an image of the node is mounted; inside, no command opens one to mount it."""
+    from lazyfs.mount.images import release_unused
+    from lazyfs.mount.mountinfo import list_mounts
+
+    with locked(paths.use_lock, fcntl.LOCK_EX, USE_PATIENCE):
+        release_unused(paths)
+        mounted = list_mounts(paths.images)
+        if mounted:
+            raise BusyError(
+                f"{len(mounted)} images of {paths.root} are mounted",
+                hint="end their containers, or lazyfs umount DIR; `lazyfs status` lists them",
+            )
+        yield
 
 
 def _make_root(paths: NodePaths) -> None:
@@ -180,7 +212,7 @@ def _make_root(paths: NodePaths) -> None:
 
 
 def _start(paths: NodePaths, lock: int) -> None:
-    command = [sys.executable, "-m", "lazyfs.daemon", "--root", str(paths.root)]
+    command = [sys.executable, "-m", "lazyfs.keeper", "--root", str(paths.root)]
     ready, ready_child = os.pipe()
     try:
         with paths.log.open("ab") as log:
@@ -253,20 +285,3 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def short_socket_path(paths: NodePaths) -> Iterator[str]:
-    """The control socket by a path that fits a socket address (107 bytes), however long the root's is.
-
-    Raises OSError when there is no such root.
-    """
-    path = str(paths.socket)
-    if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
-        yield path
-        return
-    directory = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{paths.socket.name}"
-    finally:
-        os.close(directory)

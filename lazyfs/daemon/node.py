@@ -8,20 +8,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
-from lazyfs.errors import LazyfsError, NodeError, UsageError
+from lazyfs.daemon.on_demand import OnDemandStore
+from lazyfs.daemon.state import State
+from lazyfs.errors import LazyfsError, NodeError, StoreError, UsageError
 from lazyfs.formats import bootstrap, toc
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
-from lazyfs.mount.device_table import ROOT_INODE, DeviceTable
+from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import restore_read_ahead
 from lazyfs.node.cache import LayerCache, boot_id
@@ -40,7 +42,7 @@ from lazyfs.node.sources import BlobSource
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.touched import Touched
 from lazyfs.node.warm import missing_spans, warm
-from lazyfs.stores import Image, Reference, Store, find_manifest, load_config, open_store, parse_reference
+from lazyfs.stores import Image, Reference, Store, find_manifest, load_config, parse_reference
 from lazyfs.stores.image import FoundManifest
 from lazyfs.stores.node_stores import NodeStores
 
@@ -87,21 +89,23 @@ class Node:
         table: DeviceTable,
         settings: CacheSettings,
         put_pages: PutPages = lambda *_: False,
+        connection: str = "",
     ) -> None:
-        """`put_pages` gives bytes of devices to the kernel before it asks for them."""
+        """`put_pages` gives bytes of devices to the kernel before it asks for them. `connection` names the mount
+        of the devices: what an earlier daemon showed there is shown again."""
         self._paths = paths
         self._table = table
         self._lock = threading.Lock()
         self._boot = boot_id()
         self.settings = NodeStores.read(paths)
-        self._stores: dict[tuple[str, str], Store] = {}
+        self._stores: dict[tuple[str, str], OnDemandStore] = {}
+        self._numbers: dict[str, tuple[str, int]] = {}
         self._mirrors: dict[str, list[Store]] = {}
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
         self._touched: dict[int, Touched] = {}
         self._opening: dict[str, threading.Lock] = {}
         self._images: dict[str, dict[str, Any]] = {}
-        self._next_inode = ROOT_INODE + 1
         self._started = time.time()
         self.timeline = Timeline()
         self._engine = Engine(self.timeline)
@@ -116,6 +120,9 @@ class Node:
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
         self._forget_days = settings.forget_days
         _remove_others(paths.bootstraps, self._bootstraps.name)
+        self._state = State(paths.state, f"{self._boot.decode()} {connection}")
+        if connection:
+            self._restore()
 
     def open_image(self, reference_text: str, directory: Path, lowest: int | None = None) -> dict[str, Any]:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
@@ -146,8 +153,11 @@ class Node:
                 time.time(),
             )
         )
+        name = f"{found.reference} {key}"
+        if self._images.get(name) != answer:
+            self._state.put_image(name, str(found.reference), answer)
         with self._lock:
-            self._images[f"{found.reference} {key}"] = answer
+            self._images[name] = answer
         return answer
 
     def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
@@ -193,12 +203,18 @@ class Node:
         """The image of that name. Its launch pack comes from now on; not if the image cannot be opened."""
         store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
         image = self._documents.load(reference.digest) if reference.digest else None
+        launch = None
         if image is not None:
             manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
+            launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
         else:
-            manifest = find_manifest(store, reference)
-            self.timeline.small_read(len(manifest.manifest_bytes))
-        launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
+            try:
+                manifest = find_manifest(store, reference)
+                self.timeline.small_read(len(manifest.manifest_bytes))
+                launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
+            except StoreError as error:
+                image = self._remembered(reference, error)
+                manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
         try:
             documents = documents_of(launch)
             if image is None:
@@ -211,10 +227,39 @@ class Node:
                 launch.stop("the image cannot be opened")
             raise
 
+    def _remembered(self, reference: Reference, error: StoreError) -> Image:
+        """The image as it was opened last under this name, while its store cannot be reached."""
+        digest = self._state.digest(str(reference))
+        image = self._documents.load(digest) if digest else None
+        if image is None:
+            raise error
+        log.warning("%s; %s is opened as it was last", error, reference)
+        return image
+
+    def _restore(self) -> None:
+        """Show the devices that the kernel knows from an earlier daemon; nothing of it needs a network."""
+        for known in self._state.layers():
+            if not (self._paths.tocs / known.toc).exists():
+                continue  # what is mounted is not removed from the cache, so nobody has it open
+            for source in known.sources:
+                try:
+                    store, reference = self.find_store(parse_reference(source))
+                    self._open_layer(store, reference, {}, known.descriptor(), known.diff_id)
+                except LazyfsError as error:
+                    log.error("device %d of an earlier daemon: %s", known.inode, error)
+                else:
+                    break
+        for name, answer in self._state.images().items():
+            if set(answer["layers"]) <= set(self._blobs):
+                self._images[name] = answer
+
     def _open_layers(self, found: Found, layers: Sequence[tuple[Descriptor, str]]) -> list[Layer]:
         """All TOCs at once: where they come from far away, that is one round trip."""
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-            opening = [pool.submit(self._open_layer, found, layer, diff_id) for layer, diff_id in layers]
+            opening = [
+                pool.submit(self._open_layer, found.store, found.reference, found.documents, layer, diff_id)
+                for layer, diff_id in layers
+            ]
             return [each.result() for each in opening]
 
     def _make_bootstrap(self, layers: list[Layer]) -> str:
@@ -281,6 +326,7 @@ class Node:
         self.cache.close()
         for store in self._stores.values():
             store.close()
+        self._state.close()
 
     def status(self) -> dict[str, Any]:
         with self._lock:
@@ -319,6 +365,7 @@ class Node:
             for mirror in self.settings.mirrors_of(found):
                 try:
                     mirrors.append(self._store(mirror))
+                    self._stores[mirror.transport, mirror.location].open()
                 except LazyfsError as error:
                     log.warning("%s: %s; doing without this mirror", found, error)
         return store, found
@@ -326,11 +373,17 @@ class Node:
     def _store(self, reference: Reference) -> Store:
         name = reference.transport, reference.location
         if name not in self._stores:
-            self._stores[name] = open_store(reference)
-        return self._stores[name]
+            self._stores[name] = OnDemandStore(replace(reference, tag=None, digest=None))
+        return cast(Store, self._stores[name])
 
-    def _open_layer(self, found: Found, layer: Descriptor, diff_id: str) -> Layer:
-        store = found.store
+    def _open_layer(
+        self,
+        store: Store,
+        reference: Reference,
+        documents: Mapping[str, bytes],
+        layer: Descriptor,
+        diff_id: str,
+    ) -> Layer:
         location = layer.toc_location()
         if location is None:
             fetch_toc(store, layer)  # says what is missing
@@ -340,28 +393,37 @@ class Node:
             if known is not None:
                 check_toc(known.toc, layer, diff_id)
                 self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
+                self._number(reference, layer, diff_id, location)
                 return known
-            opened = self._new_layer(store, layer, diff_id, location, found.documents.get(location.sha256))
+            toc_bytes = self._toc_bytes(store, layer, location, documents.get(location.sha256))
+            decoded = decode_toc(toc_bytes, layer, diff_id)
+            inode = self._number(reference, layer, diff_id, location)
+            opened = self._new_layer(inode, store, layer, location.sha256, decoded)
             with self._lock:
                 self._layers[location.sha256] = opened
             return opened
 
+    def _number(self, reference: Reference, layer: Descriptor, diff_id: str, location: TocLocation) -> int:
+        """The number of the layer's device; on record before the kernel hears of it."""
+        source, inode = self._numbers.get(location.sha256, ("", 0))
+        if source != str(reference):
+            inode = self._state.put_layer(location.sha256, layer.to_json(), diff_id, str(reference))
+            self._numbers[location.sha256] = str(reference), inode
+        return inode
+
     def _new_layer(
-        self, store: Store, layer: Descriptor, diff_id: str, location: TocLocation, brought: bytes | None
+        self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: toc.Toc
     ) -> Layer:
-        decoded = decode_toc(self._toc_bytes(store, layer, location, brought), layer, diff_id)
-        cache = self.cache.open(location.sha256, decoded.chunks)
+        cache = self.cache.open(toc_digest, decoded.chunks)
         source = BlobSource(store, layer.digest, decoded.codec)
         fetcher = Fetcher(layer.digest, source, cache, self._engine)
         self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LaunchDevice(LayerDevice(cache, fetcher), cache)
         with self._lock:
-            inode = self._next_inode
-            self._next_inode += 1
             self._blobs[inode] = layer.digest
             self._touched[inode] = Touched(device.size)
         self._table.add(inode, str(inode), device)
-        return Layer(inode, decoded, cache, fetcher, device, layer.digest, location.sha256)
+        return Layer(inode, decoded, cache, fetcher, device, layer.digest, toc_digest)
 
     def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:
         """Ask the store's mirrors first from now on, then the store itself."""

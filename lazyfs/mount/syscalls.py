@@ -147,13 +147,6 @@ def unmount(target: Path, *, detach: bool = False) -> bool:
     raise NodeError(f"cannot unmount {target}: {os.strerror(code)}")
 
 
-def detached_mount(kind: str) -> int:
-    """A directory descriptor of a new mount of ``kind`` that is attached nowhere; the caller closes it."""
-    with _NewMount(kind, kind) as context:
-        context.create()
-        return context.mount(MS_NOSUID | MS_NODEV | MS_NOEXEC)
-
-
 class _NewMount:
     """A file system context: fsopen(2) to move_mount(2). An OSError in its block becomes a `LazyfsError`."""
 
@@ -195,12 +188,9 @@ class _NewMount:
     def create(self) -> None:
         _syscall(_SYS_FSCONFIG, self._context, _FSCONFIG_CMD_CREATE, None, None, 0)
 
-    def mount(self, attributes: int) -> int:
-        """The mount, attached nowhere yet. The first four attributes are numbered like the flags of mount(2)."""
-        return _syscall(_SYS_FSMOUNT, self._context, _CLOEXEC, attributes)
-
     def attach(self, target: Path, attributes: int) -> None:
-        mounted = self._own(self.mount(attributes))
+        # The first four attributes are numbered like the flags of mount(2).
+        mounted = self._own(_syscall(_SYS_FSMOUNT, self._context, _CLOEXEC, attributes))
         _syscall(_SYS_MOVE_MOUNT, mounted, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
 
     def _own(self, descriptor: int) -> int:

@@ -31,18 +31,31 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 def daemons(paths: NodePaths) -> list[int]:
     """The processes that are daemons of this root."""
+    return _running(paths, b"lazyfs.daemon")
+
+
+def keepers(paths: NodePaths) -> list[int]:
+    return _running(paths, b"lazyfs.keeper")
+
+
+def _running(paths: NodePaths, module: bytes) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"lazyfs.daemon" in words and os.fsencode(paths.root) in words:
+            if module in words and os.fsencode(paths.root) in words:
                 found.append(int(process.name))
     return found
 
 
-def kill(paths: NodePaths, number: signal.Signals = signal.SIGKILL) -> None:
-    """All daemons of this root. A test that ends one this way does not want it back."""
-    for pid in daemons(paths):
+def kill(paths: NodePaths) -> None:
+    """The whole node: its keeper, so that nobody starts another daemon, then the daemon."""
+    end(keepers(paths))
+    end(daemons(paths))
+
+
+def end(pids: list[int], number: signal.Signals = signal.SIGKILL) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             signal.pidfd_send_signal(process, number)

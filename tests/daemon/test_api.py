@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon import api
-from lazyfs.daemon.api import Call, ControlServer
-from lazyfs.daemon.client import DaemonClient, DaemonGoneError, short_socket_path
+from lazyfs.daemon.api import Call, ControlServer, Handover
+from lazyfs.daemon.client import DaemonClient, DaemonGoneError
 from lazyfs.errors import BusyError, IntegrityError, LazyfsError, NodeError, NotFoundError
+from lazyfs.keeper.link import listen, short_path
 
 PATIENCE = 20.0
 
@@ -37,7 +39,7 @@ def break_down(body: dict[str, Any]) -> dict[str, Any]:
 CALLS: dict[str, Call] = {
     "GET /v1/status": echo,
     "POST /v1/images": echo,
-    "POST /v1/shutdown": refuse,
+    "POST /v1/busy": refuse,
     "POST /v1/timeline": break_down,
 }
 
@@ -47,17 +49,24 @@ def paths(tmp_path: Path) -> NodePaths:
     return NodePaths(tmp_path)
 
 
+@contextmanager
+def serving(paths: NodePaths, calls: dict[str, Call] = CALLS) -> Iterator[ControlServer]:
+    with listen(paths.socket, socket.SOCK_STREAM) as listener:
+        server = ControlServer(listener, calls)
+        yield server
+        server.close()
+
+
 @pytest.fixture
 def server(paths: NodePaths) -> Iterator[ControlServer]:
-    server = ControlServer(paths, CALLS)
-    yield server
-    server.close()
+    with serving(paths) as server:
+        yield server
 
 
 def connect(paths: NodePaths) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(PATIENCE)
-    with short_socket_path(paths) as path:
+    with short_path(paths.socket) as path:
         connection.connect(path)
     return connection
 
@@ -149,7 +158,7 @@ def test_answers(paths: NodePaths, server: ControlServer) -> None:
 
 def test_errors_keep_their_class(paths: NodePaths, server: ControlServer) -> None:
     with pytest.raises(BusyError, match="it is in use") as caught:
-        DaemonClient(paths).shutdown()
+        DaemonClient(paths)._call("POST", "/v1/busy")
     assert caught.value.hint == "wait"
 
 
@@ -180,16 +189,36 @@ def test_a_socket_that_was_left_is_replaced(paths: NodePaths) -> None:
     left.close()
     with pytest.raises(NotFoundError):
         DaemonClient(paths).status()
-    server = ControlServer(paths, CALLS)
-    assert DaemonClient(paths).is_running()
-    server.close()
-    assert not paths.socket.exists()
+    with serving(paths):
+        assert DaemonClient(paths).is_running()
     assert not DaemonClient(paths).is_running()
+
+
+def test_who_comes_between_two_servers_waits_for_the_second(paths: NodePaths) -> None:
+    with listen(paths.socket, socket.SOCK_STREAM) as listener, ThreadPoolExecutor(1) as pool:
+        ControlServer(listener, CALLS).close()
+        waiting = pool.submit(DaemonClient(paths).status)
+        second = ControlServer(listener, CALLS)
+        assert waiting.result(PATIENCE)["pid"] == 1
+        second.close()
+
+
+def test_descriptors_are_for_root_alone(paths: NodePaths) -> None:
+    ours, theirs = socket.socketpair()
+    handover = Handover({"pid": 7}, (theirs.fileno(),), theirs)
+    with serving(paths, {"POST /v1/keeper": lambda _: handover}), connect(paths) as connection:
+        connection.sendall(post("/v1/keeper", b""))
+        raw, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
+    assert json.loads(raw.partition(b"\r\n\r\n")[2]) == {"pid": 7}
+    with ours, socket.socket(fileno=descriptors[0]) as received:
+        ours.send(b"x")
+        assert received.recv(1) == b"x"
 
 
 def test_end_does_not_wait_for_who_asks_nothing(paths: NodePaths) -> None:
     """Half a request has 30 seconds to become a whole one; the end of the daemon does not wait for it."""
-    server = ControlServer(paths, CALLS)
+    listener = listen(paths.socket, socket.SOCK_STREAM)
+    server = ControlServer(listener, CALLS)
     connections = [connect(paths) for _ in range(3)]
     connections[1].sendall(b"GET /v1/st")
     connections[2].sendall(post("/v1/images", b"{", "100"))
@@ -198,7 +227,7 @@ def test_end_does_not_wait_for_who_asks_nothing(paths: NodePaths) -> None:
     closing.start()
     closing.join(5)
     assert not closing.is_alive()
-    for connection in connections:
+    for connection in (*connections, listener):
         connection.close()
 
 
@@ -210,8 +239,8 @@ def test_end_waits_for_answers(paths: NodePaths) -> None:
         proceed.wait(PATIENCE)
         return {"pid": 7}
 
-    server = ControlServer(paths, {"GET /v1/status": slow})
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, listen(paths.socket, socket.SOCK_STREAM) as listener:
+        server = ControlServer(listener, {"GET /v1/status": slow})
         answer = pool.submit(DaemonClient(paths).status)
         assert entered.wait(PATIENCE)
         closing = pool.submit(server.close)
@@ -230,9 +259,8 @@ def test_roots_of_any_length(tmp_path: Path, length: int) -> None:
     assert not DaemonClient(paths).is_running()
     root.mkdir(parents=True, exist_ok=True)
     assert not DaemonClient(paths).is_running()
-    server = ControlServer(paths, CALLS)
-    assert DaemonClient(paths).status()["pid"] == 1
-    server.close()
+    with serving(paths):
+        assert DaemonClient(paths).status()["pid"] == 1
 
 
 def answering(paths: NodePaths, answer: bytes) -> threading.Thread:

@@ -18,7 +18,7 @@ from lazyfs.mount import images
 from lazyfs.mount.images import mount_view, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
 
-from .processes import PATIENCE, daemons, ensure_elsewhere, kill, open_made, wait_until
+from .processes import PATIENCE, daemons, end, ensure_elsewhere, keepers, kill, open_made, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -31,6 +31,7 @@ def test_start_and_end(paths: NodePaths) -> None:
     assert [entry.target for entry in list_mounts(paths.root)] == [paths.fuse]
     client.shutdown()
     assert daemons(paths) == []
+    assert keepers(paths) == []
     assert list_mounts(paths.root) == []
     assert not paths.socket.exists()
     with pytest.raises(NotFoundError, match="no daemon runs"):
@@ -82,7 +83,7 @@ def test_a_command_comes_just_when_it_is_killed(paths: NodePaths, made: Path) ->
     """For a moment a dying daemon still takes connections, which it will not answer."""
     for _ in range(3):
         client = ensure_daemon(paths)
-        pid = daemons(paths)[0]
+        pid = client.status()["pid"]
         os.kill(pid, signal.SIGKILL)
         assert client.open_image(f"oci:{made}:lazy")["key"]
         assert client.status()["pid"] != pid
@@ -91,7 +92,7 @@ def test_a_command_comes_just_when_it_is_killed(paths: NodePaths, made: Path) ->
 def test_only_one_for_a_root(paths: NodePaths) -> None:
     pid = ensure_daemon(paths).status()["pid"]
     second = subprocess.run(
-        [sys.executable, "-m", "lazyfs.daemon", "--root", paths.root],
+        [sys.executable, "-m", "lazyfs.keeper", "--root", paths.root],
         check=False,
         capture_output=True,
         text=True,
@@ -106,7 +107,8 @@ def test_only_one_for_a_root(paths: NodePaths) -> None:
 def test_signals_end_it(paths: NodePaths, number: signal.Signals) -> None:
     """From the moment on when it is ready."""
     ensure_daemon(paths)
-    kill(paths, number)
+    end(keepers(paths), number)
+    assert daemons(paths) == []
     assert list_mounts(paths.root) == []
     assert not paths.socket.exists()
     assert paths.log.read_text().rstrip().endswith("ended")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.config import NodePaths
+from lazyfs.config import MAX_ROOT, NodePaths
 from lazyfs.daemon.client import DaemonClient, daemon_in_use, ensure_daemon
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.mount.images import mount_view, mount_writable, targets, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
 
-from .processes import REPOSITORY, MakePaths, daemons, open_made, wait_until
+from .processes import REPOSITORY, MakePaths, daemons, keepers, open_made, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -40,11 +40,11 @@ def test_roots_of_any_name(node_at: MakePaths, tmp_path: Path, made: Path, targe
 
 
 def test_a_long_root(node_at: MakePaths, tmp_path: Path, made: Path, target: Path) -> None:
-    paths = node_at(tmp_path / ("d" * 200) / ("e" * 200) / ("f" * 200) / ("g" * 200))
+    paths = node_at(tmp_path / ("d" * 200) / ("e" * (MAX_ROOT - 202 - len(str(tmp_path)))))
     mount_writable(paths, open_made(paths, made), target, paths.mounts / "rw-0123456789ab")
     assert (target / "text").read_text() == "upper"
     unmount_image(paths, target)
-    with pytest.raises(UsageError, match="more than 1000"):
+    with pytest.raises(UsageError, match="more than 480"):
         NodePaths.choose(paths.root / ("h" * 200))
 
 
@@ -135,7 +135,7 @@ def test_log_levels(paths: NodePaths, level: str, monkeypatch: pytest.MonkeyPatc
 def test_cleaned_away_while_it_runs(paths: NodePaths, made: Path) -> None:
     """Somebody removes the node's directory; then the daemon ends all the same."""
     open_made(paths, made)
-    pid = daemons(paths)[0]
+    pid = keepers(paths)[0]
     for path in paths.root.iterdir():
         if path != paths.fuse:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

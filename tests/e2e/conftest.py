@@ -116,10 +116,26 @@ class Node:
         return int((self.root / "daemon.lock").read_text())
 
     def kill_daemon(self) -> None:
-        """As the OOM killer does."""
+        """As the OOM killer does; its keeper starts another."""
         pid = self.pid()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_running(pid), "the daemon's end")
+
+    def kill(self) -> None:
+        """Keeper and daemon: what is mounted is dead then."""
+        for module in (b"lazyfs.keeper", b"lazyfs.daemon"):
+            for pid in self._running(module):
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda pid=pid: not is_running(pid), "its end")  # type: ignore[misc]
+
+    def _running(self, module: bytes) -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if module in words and os.fsencode(self.root) in words:
+                    found.append(int(process.name))
+        return found
 
     def mounts(self) -> list[str]:
         return [str(entry.target.relative_to(self.root)) for entry in list_mounts(self.root)]
@@ -151,12 +167,7 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
         for process in self.started:
             process.communicate()
-        with suppress(OSError, ValueError):
-            if is_running(self.pid()) and self._is_daemon(self.pid()):
-                self.kill_daemon()
-
-    def _is_daemon(self, pid: int) -> bool:
-        return os.fsencode(self.root) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        self.kill()
 
 
 def is_running(pid: int) -> bool:

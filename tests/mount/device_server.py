@@ -21,7 +21,8 @@ from typing import Any
 import trio
 
 from lazyfs.errors import NotFoundError, StoreError
-from lazyfs.mount.attach import open_and_mount, serve, tune
+from lazyfs.mount.attach import serve
+from lazyfs.mount.connection import open_and_mount
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.syscalls import unmount
 from tests.mount.pattern import pattern
@@ -173,7 +174,6 @@ async def main(target: Path) -> None:
 
         trio.lowlevel.add_instrument(thief)
         await nursery.start(partial(serve, descriptor, table, observe))
-        tune(target)
         threading.Thread(target=obey, args=(commands, target), daemon=True).start()
     os.close(descriptor)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.mount.attach import MAX_BACKGROUND, READ_AHEAD_KIB
+from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB
 from lazyfs.mount.mountinfo import mount_at
 from lazyfs.mount.syscalls import unmount
 from tests.mount.conftest import DeviceServer, drop_pages, names
@@ -294,7 +294,7 @@ def test_a_killed_server_is_replaced(server: DeviceServer, temp_root: Path) -> N
 
 def test_no_mount_without_root(temp_root: Path) -> None:
     script = (
-        "import sys, pathlib; from lazyfs.errors import NodeError; from lazyfs.mount.attach import open_and_mount\n"
+        "import sys, pathlib; from lazyfs.errors import NodeError; from lazyfs.mount.connection import open_and_mount\n"
         "try: open_and_mount(pathlib.Path(sys.argv[1]))\n"
         "except NodeError as error: assert 'root' in error.hint"
     )

@@ -10,7 +10,7 @@ import pytest
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UnsupportedError, UsageError
 from lazyfs.mount import syscalls
 from lazyfs.mount.mountinfo import list_mounts, mount_at
-from lazyfs.mount.syscalls import bind, make_private, mount_erofs, mount_overlay, unmount
+from lazyfs.mount.syscalls import _NewMount, bind, make_private, mount_erofs, mount_overlay, unmount
 from tests.mount.conftest import names
 
 pytestmark = pytest.mark.root
@@ -154,7 +154,7 @@ def test_old_kernels_are_named(
 
 def test_a_missing_file_system_is_named() -> None:
     with pytest.raises(UnsupportedError, match="has no nosuchfs"):
-        syscalls.detached_mount("nosuchfs")
+        _NewMount("nosuchfs", "nosuchfs").__enter__()
 
 
 def test_mounting_without_rights_says_so(temp_root: Path) -> None:
