@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks import bootstrap_speed, convert_speed, dedup, link, run_speed, tree_speed
+from benchmarks import bootstrap_speed, cache_speed, convert_speed, dedup, link, run_speed, tree_speed
 from benchmarks.images import BuildError
 from benchmarks.process import FailedError
 from benchmarks.report import Row, markdown, write_json
@@ -114,6 +114,12 @@ def _dedup(cache: Path, results: Path) -> list[Row]:
     return dedup.rows(measured)
 
 
+def _cache(cache: Path, results: Path) -> list[Row]:
+    measured = cache_speed.measure(cache)
+    write_json(results, measured)
+    return cache_speed.rows(measured)
+
+
 def _conversions(cache: Path, results: Path) -> list[Row]:
     measured = convert_speed.measure(cache, CONVERT_RUNS, LARGE_GIB, with_rivals=True)
     write_json(results, measured)
@@ -140,6 +146,7 @@ MEASURES: Mapping[str, Measure] = {
     "run_speed": _starts,
     "bootstrap_speed": _bootstraps,
     "dedup": _dedup,
+    "cache_speed": _cache,
     "convert_speed": _conversions,
     "links": _links,
 }
