@@ -1,6 +1,7 @@
 """The control API's calls about the cache, by the daemon or, when none runs, by the process that asks."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def asking(paths: NodePaths) -> Iterator[Ask]:
         return
     if not paths.root.is_dir():
         raise NotFoundError(f"{paths.root} is no node's directory", hint="choose one with --root")
-    with locked(paths.lock, fcntl.LOCK_EX, PATIENCE):
+    with locked(paths.lock, fcntl.LOCK_EX, PATIENCE), _as_owner(paths):
         settings = CacheSettings.read(paths)
         cache = open_cache(paths, settings, boot_id(), lambda reason: None)
         try:
@@ -84,6 +85,25 @@ def asking(paths: NodePaths) -> Iterator[Ask]:
             yield lambda call, body: calls[call](body)
         finally:
             cache.close()
+
+
+@contextmanager
+def _as_owner(paths: NodePaths) -> Iterator[None]:
+    """As whom the daemon runs, so that it can go on with what is written here."""
+    try:
+        owner = paths.cache.stat()
+    except FileNotFoundError:
+        owner = paths.root.stat()
+    before = os.geteuid(), os.getegid()
+    if before[0] == 0:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        if before[0] == 0:
+            os.seteuid(before[0])
+            os.setegid(before[1])
 
 
 def _value(body: dict[str, Any], name: str, kind: type | UnionType, default: Any) -> Any:

@@ -119,6 +119,8 @@ class Node:
         self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
         self._forget_days = settings.forget_days
+        if not mounted_keys(paths):
+            self.cache.release_holds()
         _remove_others(paths.bootstraps, self._bootstraps.name)
         self._state = State(paths.state, f"{self._boot.decode()} {connection}")
         if connection:

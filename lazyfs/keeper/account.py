@@ -39,7 +39,15 @@ def choose(name: str | None) -> Account:
 
 def give(paths: NodePaths, account: Account) -> None:
     """Make the directories that the daemon writes to, and its own: also what another daemon wrote there."""
-    own = (paths.cache, paths.tocs, paths.documents, paths.packs, paths.bootstraps, paths.state)
+    own = (
+        paths.cache,
+        paths.tocs,
+        paths.documents,
+        paths.packs,
+        paths.seen,
+        paths.bootstraps,
+        paths.state,
+    )
     for directory in (*own, *_elsewhere(paths)):
         try:
             if directory in own:
