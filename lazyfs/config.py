@@ -88,6 +88,11 @@ class NodePaths:
         return self.root / "config.toml"
 
     @property
+    def credentials(self) -> Path:
+        """Passwords that an engine used for a pull, for the daemon's account alone; see `stores.registry.learned`."""
+        return self.root / "credentials" / "auth.json"
+
+    @property
     def seen(self) -> Path:
         """One record per image that was opened, so that the cache knows what its layers are of."""
         return self.root / "seen"

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, LazyfsError, NodeError
+from snapshotter.image_service import serving_images
 from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
 from snapshotter.service import serving
@@ -44,14 +45,27 @@ log = logging.getLogger("snapshotter")
     show_default=True,
     help="The unix socket to serve on.",
 )
-def main(root: Path, address: Path) -> None:
+@click.option(
+    "--image-service",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Serve CRI's image service here, for kubelet's --image-service-endpoint: passwords of pulls are learned.",
+)
+@click.option(
+    "--image-service-of",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/run/containerd/containerd.sock"),
+    show_default=True,
+    help="The containerd that answers it.",
+)
+def main(root: Path, address: Path, image_service: Path | None, image_service_of: Path) -> None:
     levels = logging.getLevelNamesMapping()
     logging.basicConfig(
         level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
-        _run(Path(os.path.realpath(root)), address.absolute())
+        images = (image_service.absolute(), image_service_of.absolute()) if image_service else None
+        _run(Path(os.path.realpath(root)), address.absolute(), images)
     except LazyfsError as error:
         click.echo(f"lazyfs-snapshotter: {error.message}", err=True)
         if error.hint:
@@ -59,15 +73,20 @@ def main(root: Path, address: Path) -> None:
         sys.exit(error.exit_code)
 
 
-def _run(root: Path, address: Path) -> None:
+def _run(root: Path, address: Path, image_service: tuple[Path, Path] | None) -> None:
+    """`image_service` is where to serve that of CRI, and whose it is."""
     signals = {signal.SIGTERM, signal.SIGINT}
     # Before any thread is made, so that none of them takes the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     with _only_one(root):
-        images = Images(NodePaths.choose(root / "node"))
+        paths = NodePaths.choose(root / "node")
+        images = Images(paths)
         snapshots = Snapshots(root, images)
         try:
-            with serving(snapshots, address):
+            with ExitStack() as stack:
+                stack.enter_context(serving(snapshots, address))
+                if image_service is not None:
+                    stack.enter_context(serving_images(*image_service, paths.credentials))
                 log.info("serving %s on %s", root, address)
                 images.start_daemon()
                 log.info("%s: stopping", signal.Signals(signal.sigwait(signals)).name)

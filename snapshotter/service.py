@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +32,8 @@ BATCH = 100
 """Snapshots in one message of a List."""
 THREADS = 128
 """Calls at once. A remote Prepare may wait for a registry; it must not keep others waiting."""
+MESSAGE_LIMITS = (("grpc.max_receive_message_length", 16 << 20), ("grpc.max_send_message_length", 16 << 20))
+"""As containerd has it: a List of CRI's images may be long."""
 _END_SECONDS = 10.0
 
 
@@ -82,16 +84,21 @@ class SnapshotsService:
         return Empty()
 
 
+def serving(snapshots: Snapshots, address: Path) -> AbstractContextManager[None]:
+    """Answer for `snapshots` on `address`, see `listening`."""
+    return listening(_handler(SnapshotsService(snapshots)), address)
+
+
 @contextmanager
-def serving(snapshots: Snapshots, address: Path) -> Iterator[None]:
+def listening(handler: grpc.GenericRpcHandler, address: Path) -> Iterator[None]:
     """Answer on the unix socket `address` (mode 0600) while the block runs; then end the calls that are under way.
 
     BusyError when another process serves there.
     """
     _clear(address)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="call")
-    server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_handler(SnapshotsService(snapshots)),))
+    server = grpc.server(pool, options=[("grpc.so_reuseport", 0), *MESSAGE_LIMITS])
+    server.add_generic_rpc_handlers((handler,))
     before = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{address}")

@@ -42,7 +42,15 @@ from lazyfs.node.sources import BlobSource
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.touched import Touched
 from lazyfs.node.warm import missing_spans, warm
-from lazyfs.stores import Image, Reference, Store, find_manifest, load_config, parse_reference
+from lazyfs.stores import (
+    Image,
+    Reference,
+    Store,
+    StoreOptions,
+    find_manifest,
+    load_config,
+    parse_reference,
+)
 from lazyfs.stores.image import FoundManifest
 from lazyfs.stores.node_stores import NodeStores
 
@@ -98,6 +106,7 @@ class Node:
         self._lock = threading.Lock()
         self._boot = boot_id()
         self.settings = NodeStores.read(paths)
+        self._store_options = StoreOptions(learned_file=paths.credentials)
         self._stores: dict[tuple[str, str], OnDemandStore] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
         self._mirrors: dict[str, list[Store]] = {}
@@ -375,7 +384,8 @@ class Node:
     def _store(self, reference: Reference) -> Store:
         name = reference.transport, reference.location
         if name not in self._stores:
-            self._stores[name] = OnDemandStore(replace(reference, tag=None, digest=None))
+            stored = replace(reference, tag=None, digest=None)
+            self._stores[name] = OnDemandStore(stored, self._store_options)
         return cast(Store, self._stores[name])
 
     def _open_layer(

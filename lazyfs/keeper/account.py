@@ -47,6 +47,7 @@ def give(paths: NodePaths, account: Account) -> None:
         paths.seen,
         paths.bootstraps,
         paths.state,
+        paths.credentials.parent,
     )
     for directory in (*own, *_elsewhere(paths)):
         try:

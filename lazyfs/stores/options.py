@@ -12,7 +12,8 @@ class StoreOptions:
     the AWS configuration files; ``path_style`` puts the bucket into the path instead of the host name.
 
     Registries: ``insecure`` does without proof of who a registry is, and without TLS where it has none;
-    ``auth_file`` is the only file that passwords are looked for in; ``certs_dirs`` are the directories
+    ``auth_file`` is the only file that passwords are looked for in, but for ``learned_file``, which is looked
+    through before and holds those that engines used for pulls; ``certs_dirs`` are the directories
     that, as ``/etc/docker/certs.d`` does, hold a directory per registry; ``timeout`` is how many seconds
     one read may take, all its attempts together.
     """
@@ -23,5 +24,6 @@ class StoreOptions:
     path_style: bool | None = None
     insecure: bool = False
     auth_file: Path | None = None
+    learned_file: Path | None = None
     certs_dirs: tuple[Path, ...] | None = None
     timeout: float = 60.0

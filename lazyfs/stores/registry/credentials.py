@@ -2,8 +2,9 @@
 
 Looked through in this order, the first that knows the registry decides: the file that the caller or
 ``REGISTRY_AUTH_FILE`` names, and then no other; ``$XDG_RUNTIME_DIR/containers/auth.json``;
-``~/.config/containers/auth.json``; ``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``. They are read
-anew each time, so that a login is noticed.
+``~/.config/containers/auth.json``; ``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``; kubelet's
+``/var/lib/kubelet/config.json``. They are read anew each time, so that a login is noticed. On a node what engines
+used for their pulls comes first (`learned`).
 """
 
 import base64
@@ -26,6 +27,7 @@ from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.registry.names import DOCKER_HUB, DOCKER_HUB_API, DOCKER_HUB_KEY, RepositoryName
 
 _MAX_FILE = 4 << 20
+_KUBELET = Path("/var/lib/kubelet/config.json")
 _HELPER_SECONDS = 30.0
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TOKEN_USER = "<token>"  # what a helper says when its secret is an identity token
@@ -81,6 +83,8 @@ def find_credentials(repository: RepositoryName, options: StoreOptions) -> Crede
 def _files(options: StoreOptions) -> Iterator[tuple[Path, bool]]:
     """Where to look, and whether somebody asked to look just there."""
     environment = os.environ
+    if options.learned_file is not None:
+        yield options.learned_file, False
     chosen = options.auth_file or environment.get("REGISTRY_AUTH_FILE")
     if chosen:
         yield Path(chosen), True
@@ -94,6 +98,7 @@ def _files(options: StoreOptions) -> Iterator[tuple[Path, bool]]:
         config = environment.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
         yield Path(config, "containers/auth.json"), False
         yield Path(environment.get("DOCKER_CONFIG") or Path("~/.docker").expanduser(), "config.json"), False
+    yield _KUBELET, False
 
 
 def _in_file(fields: Fields, path: Path, repository: RepositoryName) -> Credentials:
