@@ -47,6 +47,11 @@ def _render(values: dict[str, Any]) -> str:
             f"  image {image['reference']}  {short(image['digest'])}  {byte_words(present)} of {byte_words(total)} here"
         )
     lines += [f"  mount {mount['target']} ({mount['kind']})" for mount in values["mounts"]]
+    for each in values["cache"]["directories"]:
+        line = f"  cache {each['path']}: {byte_words(each['used'])} of {byte_words(each['limit'])}"
+        lines.append(f"{line}; {each['problem']}" if each["problem"] else line)
+    if values["cache"]["chunks_not_kept"]:
+        lines.append(f"  {values['cache']['chunks_not_kept']} chunks were not kept: the cache is full")
     if values["failed_fetches"] or values["cache_write_failures"]:
         lines.append(
             f"  {values['failed_fetches']} fetches failed, {values['cache_write_failures']} writes to the cache"

@@ -227,13 +227,7 @@ def test_layers_are_shared_out_by_weight(node: Nodes) -> None:
     assert [len(directory.names()) for directory in again.directories] == counts
 
 
-def lost(*arguments: object) -> None:
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def test_a_disk_that_fails_costs_its_contents_and_nothing_else(
-    node: Nodes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_lost_costs_its_contents_and_nothing_else(node: Nodes) -> None:
     cache = node(PLENTY, PLENTY)
     layers = [Layer([64 * KIB] * 4, seed=number) for number in range(8)]
     caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
@@ -254,6 +248,47 @@ def test_a_disk_that_fails_costs_its_contents_and_nothing_else(
     assert {each.directory.parent for each in caches} == {cache.directories[1].path}
     assert cache.status()["directories"][0]["problem"]
     assert any("using another directory" in report for report in node.reports)
+
+
+def test_a_disk_that_fails_is_left_alone(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = node(PLENTY, PLENTY)
+    bad = str(cache.directories[0].path)
+    pwrite = os.pwrite
+
+    def failing(descriptor: int, data: memoryview, offset: int) -> int:
+        if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(bad):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pwrite(descriptor, data, offset)
+
+    layers = [Layer([64 * KIB] * 2, seed=number) for number in range(8)]
+    caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
+    assert cache.directories[0].names()
+    monkeypatch.setattr(os, "pwrite", failing)
+    for each, layer in zip(caches, layers, strict=True):
+        if str(each.directory).startswith(bad):
+            with pytest.raises(OSError, match="Input/output error"):
+                each.put(0, layer.plain(0))
+        fill(each, layer)
+        assert present(each) == [True] * 2
+    assert cache.status()["directories"][0]["problem"] == "Input/output error"
+    assert len(cache.directories[1].names()) == 8
+
+
+def test_an_only_disk_that_fails_keeps_what_it_has(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = node()
+    layer = Layer([64 * KIB] * 3)
+    each = cache.open(name(1), layer.chunks)
+    each.put(0, layer.plain(0))
+
+    def failing(*arguments: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Read-only"):
+        patched.setattr(os, "pwrite", failing)
+        each.put(1, layer.plain(1))
+    assert present(each) == [True, False, False]
+    fill(each, layer)
+    assert present(each) == [True] * 3
 
 
 def test_a_disk_that_is_not_there_when_the_node_starts(node: Nodes, tmp_path: Path) -> None:
