@@ -156,33 +156,40 @@ def verify(context: click.Context, as_json: bool, root: Path | None) -> None:
         )
 
 
-@cache.command(short_help="Fetch all of an image.")
+@cache.command(short_help="Fetch all of an image, or what its start reads.")
 @reference_argument
+@click.option("--pack", is_flag=True, help="Only what the image's launch pack brings.")
 @json_option
 @root_option
 @click.pass_context
-def warm(context: click.Context, reference: str, as_json: bool, root: Path | None) -> None:
-    """Fetch all of an image before it is needed. Starts the daemon when none runs.
+def warm(context: click.Context, reference: str, pack: bool, as_json: bool, root: Path | None) -> None:
+    """Fetch all of an image before it is needed, or with --pack what its start reads. Starts the daemon when
+    none runs.
 
     \b
     Examples:
       lazyfs cache warm docker://registry/app:1
+      lazyfs cache warm --pack docker://registry/app:1
       lazyfs cache warm docker://registry/app:1 && lazyfs cache pin docker://registry/app:1
     """
     from lazyfs.daemon.client import daemon_in_use
 
+    call = "POST /v1/cache/warm-pack" if pack else "POST /v1/cache/warm"
     body: dict[str, Any] = {"after": 0, "seconds": STEP_SECONDS, **_named(reference)}
     with daemon_in_use(node_paths(context, root)) as client:
         while True:
-            values = client.ask("POST /v1/cache/warm", body)
+            values = client.ask(call, body)
             if values["next"] is None:
                 break
             body["after"] = values["next"]
+    del values["next"]
     if as_json:
-        print_json({name: values[name] for name in ("bytes", "present_bytes")})
+        print_json(values)
+    elif pack:
+        click.echo(f"{byte_words(values['pack']['unit_bytes'])} of the launch pack are here")
     else:
         click.echo(f"{byte_words(values['present_bytes'])} of {byte_words(values['bytes'])} are here")
-    if values["present_bytes"] < values["bytes"]:
+    if not pack and values["present_bytes"] < values["bytes"]:
         raise LimitError(
             f"the cache took only {values['present_bytes']} of {values['bytes']} bytes of {reference}",
             hint="raise the cache's limit, unpin images, or free some space: `lazyfs cache` shows what takes it",

@@ -19,7 +19,7 @@ from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
 from lazyfs.daemon.on_demand import OnDemandStore
 from lazyfs.daemon.state import State
-from lazyfs.errors import LazyfsError, NodeError, StoreError, UsageError
+from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError, UsageError
 from lazyfs.formats import bootstrap, toc
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
@@ -192,6 +192,20 @@ class Node:
                 for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
             ],
         }
+
+    def warm_pack(self, reference: str, directory: Path, seconds: float) -> dict[str, Any]:
+        """Fetch what the image's launch pack brings; waits for so many seconds. Returns `next` as `warm` does, and
+        `pack`, how far it has come. NotFoundError where there is no pack."""
+        launch = self.launches.of(self.open_image(reference, directory)["digest"])
+        if launch is None:
+            raise NotFoundError(
+                f"{reference} has no launch pack",
+                hint="`lazyfs profile` makes one; without --pack all is fetched",
+            )
+        launch.arrived.wait(seconds)
+        if launch.progress.state == "refused":
+            raise IntegrityError(f"the launch pack of {reference} is refused: {launch.progress.reason}")
+        return {"next": None if launch.arrived.is_set() else 1, "pack": asdict(launch.progress)}
 
     def warm(self, reference: str, directory: Path, after: int, seconds: float) -> dict[str, Any]:
         """Fetch all of an image for so many seconds. Returns `next`, the `after` of the next call or None, `bytes`

@@ -117,6 +117,11 @@ class _Service:
                 _argument(body, "after", int),
                 _argument(body, "seconds", float | int),
             ),
+            "POST /v1/cache/warm-pack": lambda body: node.warm_pack(
+                _argument(body, "reference", str),
+                Path(_argument(body, "directory", str)),
+                _argument(body, "seconds", float | int),
+            ),
             "POST /v1/record": lambda _: node.record(),
             "POST /v1/keeper": lambda _: self._hand_back(),
             **cache_calls(node.cache, node.care, node.settings),

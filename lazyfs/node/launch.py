@@ -94,7 +94,7 @@ class Launch:
         self.location = location
         self.progress = Progress()
         self.head: Future[Head] = Future()
-        self.finished = threading.Event()
+        self.arrived, self.finished = threading.Event(), threading.Event()
         self._store = store
         self._kept = kept
         self._timeline = timeline
@@ -167,6 +167,7 @@ class Launch:
             if self._stream.received:
                 self._timeline.small_read(self._stream.received)
             self._settle_all()
+            self.arrived.set()
             self._ready.put(None)
             if self._feeder.ident is not None:
                 self._feeder.join()

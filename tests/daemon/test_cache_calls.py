@@ -122,6 +122,11 @@ def test_warming_ends_when_the_cache_is_too_small(make: Callable[[], OpenNode], 
     assert each.node.cache.directories[0].measure() <= 1 << 20
 
 
+def test_warming_what_a_pack_brings(make: Callable[[], OpenNode], versions: Path) -> None:
+    with pytest.raises(NotFoundError, match="no launch pack"):
+        make().node.warm_pack(f"oci:{versions}:one", Path("/"), 0)
+
+
 def test_show(make: Callable[[], OpenNode], versions: Path) -> None:
     each = make()
     warm(each, f"oci:{versions}:one")

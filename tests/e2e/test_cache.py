@@ -84,6 +84,14 @@ def test_show_pin_prune_verify(node: Node, small: str, truth: dict[str, str], tm
     assert [layer["disk_bytes"] for layer in shown(node)["layers"]] == [0] * len(image["layers"])
 
 
+def test_warming_what_a_start_reads(node: Node, copied_small: str) -> None:
+    succeed(node("profile", copied_small, "--ready", "exit", "--", "/bin/true"))
+    pack = json.loads(succeed(node("cache", "warm", "--pack", copied_small, "--json")).stdout)["pack"]
+    assert pack["state"] == "done"
+    (image,) = shown(node)["images"]
+    assert 0 < image["present_bytes"] < image["bytes"] / 2
+
+
 def test_a_bit_flips_on_the_disk(node: Node, small: str, truth: dict[str, str], tmp_path: Path) -> None:
     warmed = json.loads(succeed(node("cache", "warm", small, "--json")).stdout)
     assert warmed["present_bytes"] == warmed["bytes"] > MIB
