@@ -44,6 +44,7 @@ http {{
     uwsgi_temp_path {root}/tmp; scgi_temp_path {root}/tmp;
     types {{ }}
     default_type application/octet-stream;
+    map_hash_bucket_size 512;
     map $uri $document_type {{ default {manifest}; {types} }}
     server {{
         listen 127.0.0.1:{port} backlog=1024;

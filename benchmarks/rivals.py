@@ -52,7 +52,7 @@ def stargz(options: tuple[str, ...], cache: Path) -> Convert:
 
     def convert(layout: Path, tag: str, scratch: Path) -> Result:
         tool = _ctr_remote(cache)
-        with _containerd(scratch) as (directory, process):
+        with running_containerd(scratch) as (directory, process):
             remote = [str(tool), "--address", str(directory / "sock"), "--namespace", "bench", "images"]
             archive = directory / "source.tar"
             subprocess.run(["tar", "--create", f"--file={archive}", f"--directory={layout}", "."], check=True)
@@ -106,7 +106,7 @@ def _ctr_remote(cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _containerd(scratch: Path) -> Iterator[tuple[Path, int]]:
+def running_containerd(scratch: Path) -> Iterator[tuple[Path, int]]:
     """A containerd of our own: its directory, in which `sock` is, and its process."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         directory = Path(name)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks.unpack import image_layers
 from lazyfs.formats.oci import parse_config
-from lazyfs.run import parse_options, run_container
+from lazyfs.run.container import run_container
+from lazyfs.run.options import parse_options
 
 
 def main(layout: Path, tag: str, rootfs: Path) -> int:

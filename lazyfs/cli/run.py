@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,25 +132,32 @@ def _run(
     timeline: Path | None,
     cache: tuple[str | None, bool],
 ) -> int:
-    from lazyfs.cli.workspace import remove_leftovers
     from lazyfs.daemon.client import daemon_in_use
-    from lazyfs.run import run_container
 
     began = time.monotonic()
     with interruptible() as interrupts, ExitStack() as undo:
-        remove_leftovers(paths)
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
-            image = client.open_image(reference)
+            image = client.open_image(reference, meanwhile=partial(_make_room, paths))
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))
         interrupts.release()
+        from lazyfs.run.container import run_container
+
         config = RunConfig(*(_frozen(image["config"][name]) for name in RunConfig._fields))
         code = run_container(options, config, rootfs, paths.containers)
         interrupts.hold()
         if timeline is not None:
             _draw(client, image, began, timeline)
     return code
+
+
+def _make_room(paths: NodePaths) -> None:
+    """What need not wait for the daemon; and the imports of what is called next, as long as the rest takes cold."""
+    from lazyfs.cli.workspace import remove_leftovers
+
+    remove_leftovers(paths)
+    import_module("lazyfs.mount.images")
 
 
 @contextmanager

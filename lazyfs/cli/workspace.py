@@ -43,7 +43,7 @@ def run_directory(paths: NodePaths) -> Iterator[Path]:
 
 def remove_leftovers(paths: NodePaths) -> None:
     """End the containers of runs that were killed, and remove their overlays and what was written there."""
-    from lazyfs.run import cleanup_stale
+    from lazyfs.run.container import cleanup_stale
 
     found = [(path, _lock_of_the_dead(path)) for path in paths.mounts.glob(f"{_PREFIX}*")]
     left = [(path, lock) for path, lock in found if lock is not None]

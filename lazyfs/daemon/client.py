@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,27 @@ class DaemonClient:
     def __init__(self, paths: NodePaths) -> None:
         self._paths = paths
 
-    def open_image(self, reference: str, lowest: int | None = None) -> dict[str, Any]:
-        """See `Node.open_image`. A relative path in `reference` counts from this process's directory."""
-        return self._ask_for("/v1/images", reference, {} if lowest is None else {"lowest": lowest})
+    def open_image(
+        self, reference: str, lowest: int | None = None, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """See `Node.open_image`. A relative path in `reference` counts from this process's directory.
+
+        `meanwhile` is called once while the daemon is at work.
+        """
+        options = {} if lowest is None else {"lowest": lowest}
+        return self._ask_for("/v1/images", reference, options, meanwhile)
 
     def look_at(self, reference: str) -> dict[str, Any]:
         """See `Node.look_at`."""
         return self._ask_for("/v1/chain", reference, {})
 
-    def _ask_for(self, path: str, reference: str, options: dict[str, Any]) -> dict[str, Any]:
+    def _ask_for(
+        self,
+        path: str,
+        reference: str,
+        options: dict[str, Any],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         try:
             body = {"reference": reference, "directory": str(Path.cwd()), **options}
         except OSError as error:
@@ -60,7 +72,7 @@ class DaemonClient:
                 f"the working directory: {error.strerror}", hint="change to another directory"
             ) from error
         try:
-            return self._call("POST", path, body)
+            return self._call("POST", path, body, meanwhile)
         except (NoDaemonError, DaemonGoneError):
             # It ended just now, or was about to when it was asked.
             ensure_daemon(self._paths)
@@ -132,13 +144,20 @@ class DaemonClient:
             raise self._no_daemon() from error
         return connection
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         payload = json.dumps(body or {}).encode()
         headers = f"Host: lazyfs\r\nConnection: close\r\nContent-Length: {len(payload)}"
         head = f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n"
         with self._connect() as connection:
             try:
                 connection.sendall(head.encode() + payload)
+                meanwhile()
                 answer = _read_all(connection)
             except (BrokenPipeError, ConnectionResetError):
                 answer = b""

@@ -42,7 +42,9 @@ HEADER = struct.Struct("<8sII")
 
 FRAME_SIZE = 512 * 1024
 """Plain bytes of a frame, at which a writer ends it."""
-LEVEL = 12
+LEVEL = 18
+"""numpy: 7.97 MB in 4 s of CPU time; level 12: 8.74 MB in 0.6 s, 15: 8.71 in 1.5, 17: 8.24 in 2.7, 19: 7.96 in 4.7.
+A pack is made once, and every start waits for its bytes."""
 MAX_FRAME_SIZE = 4 << 20
 MAX_INDEX_SIZE = 16 << 20
 MAX_DOCUMENTS_SIZE = 256 << 20

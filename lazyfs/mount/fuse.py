@@ -29,6 +29,7 @@ import trio
 
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.mount.device_table import ROOT_INODE, Device, DeviceTable
+from lazyfs.node.device import AskForLessError
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class DeviceFiles(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         try:
             return await self._read(device, off, min(size, device.content.size - off))
+        except AskForLessError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
         except LazyfsError as error:
             self._log_once(device, error)
             raise pyfuse3.FUSEError(error.errno) from None

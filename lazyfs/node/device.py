@@ -6,6 +6,7 @@
 This is all that a front end (FUSE) sees of the node.
 """
 
+import errno
 import logging
 import threading
 from concurrent.futures import Future
@@ -19,6 +20,12 @@ from lazyfs.node.plan import Countdown
 from lazyfs.node.windows import Windows
 
 log = logging.getLogger(__name__)
+
+
+class AskForLessError(LazyfsError):
+    """Not now: a page alone can be had sooner than all that was asked for ahead of any reader."""
+
+    errno = errno.EAGAIN
 
 
 class RandomAccess(Protocol):

@@ -69,7 +69,11 @@ class LaunchLayer:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a launch has come: `state` is looking, streaming, done, or refused for `reason`."""
+    """How far a launch has come: `state` is looking, streaming, done, or refused for `reason`.
+
+    Of `units` that the pack carries `present_units` were here before. Reads that could not be answered at once `waited`
+    for the stream, or had `overtaken` it and asked the store; `missed` ones wanted what is not in the pack.
+    """
 
     state: str = "looking"
     reason: str = ""
@@ -79,6 +83,7 @@ class Progress:
     received: int = 0
     page_bytes: int = 0
     waited: int = 0
+    overtaken: int = 0
     missed: int = 0
     missed_bytes: int = 0
     ended: float = 0.0
@@ -137,13 +142,16 @@ class Launch:
                 return self._planned
             if not self._frame_of:
                 return None
-            frames = [self._frame_of.get(place, -1) for place in missing(layer, cache, offset, length)]
+            absent = missing(layer, cache, offset, length)
+            frames = [self._frame_of.get(place, -1) for place in absent]
             if not frames or min(frames) < 0 or self._pack is None:
                 self.progress.missed += 1
                 self.progress.missed_bytes += length
                 return None
             last = max(frames)
-            if not self._stream.is_soon(int(self._pack.frames_at[last + 1]), length):
+            stored = sum(int(cache.chunks.blob_length[chunk]) for chunk in {chunk for _, chunk, _ in absent})
+            if not self._stream.is_soon(int(self._pack.frames_at[last + 1]), stored):
+                self.progress.overtaken += 1
                 return None
             self.progress.waited += 1
             return self._arrivals.setdefault(last, Future())
@@ -379,7 +387,7 @@ class _Stream:
         if not self._answered or elapsed <= 0 or not self.received:
             return True
         rate = self.received / elapsed
-        return behind / rate <= (self._answered - self._asked) + 2 * max(wanted, UNIT_SIZE) / rate
+        return behind / rate <= (self._answered - self._asked) + 2 * wanted / rate
 
     def close(self) -> None:
         self._closed = True

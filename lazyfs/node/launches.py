@@ -21,8 +21,8 @@ from lazyfs.formats.oci import (
     parse_manifest,
 )
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.device import RandomAccess
-from lazyfs.node.launch import Launch, PutPages
+from lazyfs.node.device import AskForLessError, RandomAccess
+from lazyfs.node.launch import PAGE, Launch, PutPages
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
 
@@ -35,6 +35,7 @@ HEAD_SECONDS = 10.0
 REMEMBER_SECONDS = 300.0
 """How long the answer holds, also that there is none."""
 LOOK_UP_THREADS = 4
+MAX_REFUSED = 4096
 STOP_SECONDS = 5.0
 
 
@@ -149,6 +150,8 @@ class LaunchDevice:
         self._device = device
         self._cache = cache
         self._launches: tuple[tuple[Launch, int], ...] = ()
+        self._lock = threading.Lock()
+        self._refused: list[tuple[int, int]] = []
 
     @property
     def size(self) -> int:
@@ -166,12 +169,32 @@ class LaunchDevice:
 
     def request(self, offset: int, length: int) -> "Future[bytes]":
         wanted = max(0, min(length, self.size - offset))
-        for launch, layer in self._launches:
-            if wanted and not launch.finished.is_set():
-                arrival = launch.arrival(layer, self._cache, offset, wanted)
-                if arrival is not None:
-                    return self._when_arrived(arrival, offset, length)
+        active = [each for each in self._launches if not each[0].finished.is_set()]
+        for launch, layer in active if wanted else ():
+            arrival = launch.arrival(layer, self._cache, offset, wanted)
+            if arrival is not None:
+                return self._when_arrived(arrival, offset, length)
+        if active and wanted > PAGE and self._may_refuse(offset, offset + wanted):
+            answer: Future[bytes] = Future()
+            answer.set_exception(AskForLessError(f"{length} bytes at {offset}"))
+            return answer
         return self._device.request(offset, length)
+
+    def _may_refuse(self, start: int, end: int) -> bool:
+        """Is this certainly the kernel's read-ahead, of which nothing was refused before?
+
+        While a pack comes, what lies beside the hot pages is not there, and to fetch it would take the link from the
+        pack. A read-ahead that fails leaves its pages alone; whoever wants one of them reads it by itself. The kernel
+        reads more than a page at once for nobody else, except again after such a failure (large folios): so no
+        byte is refused twice.
+        """
+        with self._lock:
+            if any(low < end and start < high for low, high in self._refused):
+                return False
+            if len(self._refused) >= MAX_REFUSED:
+                return False
+            self._refused.append((start, end))
+            return True
 
     def _when_arrived(self, arrival: "Future[None]", offset: int, length: int) -> "Future[bytes]":
         answer: Future[bytes] = Future()

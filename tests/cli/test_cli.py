@@ -11,9 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import click
 import pytest
 
 from lazyfs.cli.common import show_error
+from lazyfs.cli.main import COMMANDS as MODULES
 from lazyfs.cli.main import app
 from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.stores._files import TEMP_PREFIX
@@ -23,7 +25,15 @@ from tests.trees import Entry, layer_tar
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 40.0
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-COMMANDS = sorted(app.commands)
+
+
+def command_of(name: str) -> click.Command:
+    command = app.get_command(click.Context(app), name)
+    assert command is not None
+    return command
+
+
+COMMANDS = {name: command_of(name) for name in sorted(MODULES)}
 
 Result = subprocess.CompletedProcess[str]
 
@@ -63,14 +73,14 @@ def test_help_teaches_by_example(command: str) -> None:
     result = lazyfs(command, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"^ +Examples?:\n +lazyfs ", result.stdout, re.MULTILINE)
-    for option in app.commands[command].params:
+    for option in COMMANDS[command].params:
         if option.opts[0].startswith("-"):
             assert option.opts[0] in result.stdout
     assert lazyfs(command, "-h").stdout == result.stdout
 
 
 def test_options_have_a_word_of_help() -> None:
-    for name, command in app.commands.items():
+    for name, command in COMMANDS.items():
         for option in command.params:
             assert not option.opts[0].startswith("-") or getattr(option, "help", None), (name, option.name)
 

@@ -359,6 +359,6 @@ def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     stream._asked, stream._answered, now = 100.0, 100.02, 101.02
     stream.received = 1_000_000
     position = stream.position
-    assert stream.is_soon(position + 80_000, 4096)
-    assert not stream.is_soon(position + 90_000, 4096)
+    assert stream.is_soon(position + 80_000, 32_000)
+    assert not stream.is_soon(position + 90_000, 32_000)
     assert stream.is_soon(position + 1_000_000, 500_000)

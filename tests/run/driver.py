@@ -10,7 +10,9 @@ from typing import Any
 
 from lazyfs.errors import LazyfsError
 from lazyfs.formats.oci import ImageConfig
-from lazyfs.run import CommandNotExecutableError, CommandNotFoundError, parse_options, run_container
+from lazyfs.run.command import CommandNotExecutableError, CommandNotFoundError
+from lazyfs.run.container import run_container
+from lazyfs.run.options import parse_options
 
 
 def main() -> int:

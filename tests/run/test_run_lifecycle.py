@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lazyfs.run import cleanup_stale, stale_containers
+from lazyfs.run.container import cleanup_stale, stale_containers
 from tests.run.containers import REPOSITORY, Node, wait_until
 
 pytestmark = pytest.mark.root
