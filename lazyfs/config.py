@@ -136,7 +136,7 @@ class NodePaths:
         return self.root / "mounts"
 
 
-SECTIONS = ("cache", "stores")
+SECTIONS = ("cache", "stores", "snapshots")
 MAX_SETTINGS = 1 << 20
 
 

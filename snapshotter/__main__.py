@@ -16,6 +16,7 @@ from lazyfs.errors import BusyError, LazyfsError, NodeError
 from snapshotter.image_service import serving_images
 from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
+from snapshotter.limits import read_default
 from snapshotter.service import serving
 
 log = logging.getLogger("snapshotter")
@@ -81,7 +82,7 @@ def _run(root: Path, address: Path, image_service: tuple[Path, Path] | None) -> 
     with _only_one(root):
         paths = NodePaths.choose(root / "node")
         images = Images(paths)
-        snapshots = Snapshots(root, images)
+        snapshots = Snapshots(root, images, limit=read_default(paths))
         try:
             with ExitStack() as stack:
                 stack.enter_context(serving(snapshots, address))

@@ -6,6 +6,7 @@ whatever is named by a number is whole. What is named otherwise belongs to nobod
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tempfile import mkdtemp
 
 from lazyfs.errors import NodeError
 from lazyfs.mount.syscalls import unmount
+from snapshotter.limits import Limiter, choose_limiter
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +24,14 @@ _NEW, _OLD = "new-", "old-"
 class Directories:
     """The directories below `<root>/snapshots`. Callers see to it that nobody makes one while others are forsaken."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limiter: Limiter | None = None) -> None:
         self._base = root / "snapshots"
         try:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise NodeError(f"{self._base}: {error.strerror}", hint="choose another --root") from error
+        self._limiter = limiter or choose_limiter(self._base)
+        self._showing = threading.Lock()
 
     def fs(self, number: int) -> Path:
         """What the snapshot itself holds; of a lazy one, where its image is shown."""
@@ -47,6 +51,16 @@ class Directories:
         except OSError as error:
             raise NodeError(f"{error.filename}: {error.strerror}", hint="free some space") from error
         return directory
+
+    def limit(self, directory: Path, number: int, size: int) -> None:
+        """Let what is written to a new directory, which will have this number, be at most so much."""
+        self._limiter.limit(directory, number, size)
+
+    def show(self, numbers: Iterable[int]) -> None:
+        """Be sure that directories can be used, which after a reboot those with a limit cannot."""
+        with self._showing:
+            for number in numbers:
+                self._limiter.show(self._base / str(number))
 
     def place(self, directory: Path, number: int) -> None:
         """Give a new directory its number."""
@@ -77,16 +91,25 @@ class Directories:
         """Delete directories, by default all that were forsaken; what cannot be deleted is left for the next time."""
         for directory in list(self._base.glob(f"{_OLD}*")) if directories is None else directories:
             # Mounted by a call that ran beside the one that forsook it.
-            unmount(directory / "fs", detach=True)
+            _unmount(directory)
             shutil.rmtree(directory, onerror=_log_failure)
 
     def _forsake(self, directory: Path) -> bool:
         """True if something was mounted there."""
-        mounted = False
-        while unmount(directory / "fs", detach=True):
-            mounted = True
+        mounted = _unmount(directory)
+        if directory.name.isdigit():
+            self._limiter.forget(directory, int(directory.name))
         directory.rename(self._base / f"{_OLD}{directory.name}-{time.monotonic_ns()}")
         return mounted
+
+
+def _unmount(directory: Path) -> bool:
+    """What is mounted below a snapshot's directory, or is that directory; True if something was."""
+    mounted = False
+    for target in (directory / "fs", directory):
+        while unmount(target, detach=True):
+            mounted = True
+    return mounted
 
 
 def _log_failure(function: object, path: str, reason: object) -> None:

@@ -18,6 +18,7 @@ from lazyfs.errors import BusyError, NodeError, UsageError
 from snapshotter.directories import Directories
 from snapshotter.filters import parse_filters
 from snapshotter.labels import REMOTE, WantedLayer, wanted_layer
+from snapshotter.limits import Limiter, wanted_limit
 from snapshotter.mounts import Mount, lower_snapshots, mounts_of
 from snapshotter.records import Kind, Lazy, Records, Snapshot, Table, TakenError, Usage
 from snapshotter.usage import disk_usage
@@ -52,10 +53,22 @@ class ImageSource(Protocol):
 class Snapshots:
     """All snapshots below one root. Thread safe."""
 
-    def __init__(self, root: Path, images: ImageSource, reached: Callable[[str], None] = _unobserved) -> None:
-        """`reached` is told of each step that a call has taken, in the thread that takes it."""
+    def __init__(
+        self,
+        root: Path,
+        images: ImageSource,
+        reached: Callable[[str], None] = _unobserved,
+        *,
+        limit: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
+        """`reached` is told of each step that a call has taken, in the thread that takes it.
+
+        `limit` is how many bytes a container may write that says nothing of it itself.
+        """
         self._images = images
-        self._directories = Directories(root)
+        self._limit = limit
+        self._directories = Directories(root, limiter)
         self._records = Records(root / "records.db")
         self._reached = reached
 
@@ -82,7 +95,8 @@ class Snapshots:
             ancestors = table.ancestors(key)
         if snapshot.kind is Kind.COMMITTED:
             raise BusyError(f"snapshot {key} is committed: it has no mounts, its views have")
-        self._show_lowest(ancestors)
+        self._show(ancestors)
+        self._directories.show([snapshot.id])
         return mounts_of(self._directories, snapshot, ancestors)
 
     def commit(self, name: str, key: str, labels: Labels, parent: str = "") -> None:
@@ -154,15 +168,24 @@ class Snapshots:
         if parent:
             with self._records.reading() as table:
                 below = [table.get(parent), *table.ancestors(parent)]
-            self._show_lowest(below)
+            self._show(below)
+        limit = wanted_limit(labels, self._limit) if kind is Kind.ACTIVE else None
         with self._records.writing() as table:
-            snapshot = self._insert(table, kind, key, parent, labels)
+            snapshot = self._insert(table, kind, key, parent, labels, limit=limit)
             ancestors = table.ancestors(key)
         self._reached("recorded")
+        self._directories.show([snapshot.id])
         return mounts_of(self._directories, snapshot, ancestors)
 
     def _insert(
-        self, table: Table, kind: Kind, key: str, parent: str, labels: Labels, lazy: Lazy | None = None
+        self,
+        table: Table,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Labels,
+        lazy: Lazy | None = None,
+        limit: int | None = None,
     ) -> Snapshot:
         """A record and its directory."""
         directory = self._directories.make(writable=kind is Kind.ACTIVE)
@@ -171,6 +194,8 @@ class Snapshots:
             snapshot = table.create(kind, key, parent, labels, lazy)
             if parent and lazy is None:
                 self._inherit_owner(directory, snapshot.parent_id)
+            if limit is not None:
+                self._directories.limit(directory, snapshot.id, limit)
             self._reached("inserted")
             self._directories.place(directory, snapshot.id)
             self._reached("placed")
@@ -179,10 +204,11 @@ class Snapshots:
             raise
         return snapshot
 
-    def _show_lowest(self, below: Sequence[Snapshot]) -> None:
-        """Mount the lazy snapshot among the lower ones, if there is one; `below` has the nearest first."""
-        lowest = lower_snapshots(below)[-1:]
-        for snapshot in lowest:
+    def _show(self, below: Sequence[Snapshot]) -> None:
+        """Mount what is to be mounted of the lower ones; `below` has the nearest first. Only the last may be lazy."""
+        lower = lower_snapshots(below)
+        self._directories.show(snapshot.id for snapshot in lower)
+        for snapshot in lower[-1:]:
             if snapshot.lazy is not None:
                 self._images.show(snapshot.id, snapshot.lazy, self._directories.fs(snapshot.id))
 
@@ -195,6 +221,7 @@ class Snapshots:
             raise NodeError(f"{error.filename}: {error.strerror}") from error
 
     def _scan(self, snapshot: Snapshot) -> Usage:
+        self._directories.show([snapshot.id])
         try:
             return disk_usage(self._directories.fs(snapshot.id))
         except OSError as error:
