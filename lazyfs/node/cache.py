@@ -291,7 +291,7 @@ class LayerCache:
         self._map = UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
 
     def _prepare(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(exist_ok=True)  # not its parent: that may be where a disk was mounted
         make_sparse(self.directory / "data", self.chunks.device_size, self.directory / "map")
         self._map.load()
         with suppress(FileNotFoundError):

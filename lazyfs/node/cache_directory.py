@@ -40,6 +40,11 @@ class CacheDirectory:
         self.limit = self._limit_now()
 
     @property
+    def due(self) -> bool:
+        """Should it be measured again?"""
+        return self.stale or (bool(self.problem) and not self.broken)
+
+    @property
     def broken(self) -> bool:
         """Its disk failed, and not long ago."""
         return time.monotonic() < self._broken_until
@@ -70,7 +75,8 @@ class CacheDirectory:
 
     def measure(self) -> int:
         """What the layers take of the disk, as `du` says."""
-        self.stale = False
+        if not self.broken:
+            self.stale, self.problem = False, ""
         self.limit = self._limit_now()
         self.used = sum(layer_size(self.path / name) for name in self.names()) + self.arriving
         return self.used

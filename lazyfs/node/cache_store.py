@@ -72,6 +72,7 @@ class NodeCache(Surroundings):
             directory.measure()
             if directory.problem:
                 report(f"{directory.path}: {directory.problem}")
+        self._remove_twins()
         self._indexed: Future[None] = self._keeping.submit(self._index_all)
 
     def open(self, name: str, chunks: ChunkTable) -> LayerCache:
@@ -147,7 +148,7 @@ class NodeCache(Surroundings):
         if self.now - self._saved >= SAVE_SECONDS:
             self._saved = self.now
         for directory in self.directories:
-            if directory.stale:
+            if directory.due:
                 self.make_room(directory)
 
     def set_limit(self, limit: Limit) -> None:
@@ -281,6 +282,16 @@ class NodeCache(Surroundings):
         with self._room:
             self._damaged += 1
         self._report(f"layer {cache.directory.name}: chunk {index} was damaged on the disk")
+
+    def _remove_twins(self) -> None:
+        """A layer that had to move has left what it had where it was, if that disk has come back."""
+        known: set[str] = set()
+        for directory in self.directories:
+            for name in directory.names():
+                if name in known:
+                    with suppress(OSError):
+                        directory.remove(name)
+                known.add(name)
 
     def _index_all(self) -> None:
         for name in self.names():

@@ -6,12 +6,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from lazyfs.formats.chunks import UNIT_SIZE
+from lazyfs.node import cache_directory
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
 from lazyfs.node.cache_settings import Limit
@@ -248,6 +250,35 @@ def test_a_disk_that_is_lost_costs_its_contents_and_nothing_else(node: Nodes) ->
     assert {each.directory.parent for each in caches} == {cache.directories[1].path}
     assert cache.status()["directories"][0]["problem"]
     assert any("using another directory" in report for report in node.reports)
+
+
+def test_a_disk_that_comes_back_is_used_again(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = node(Limit(share=0.5), PLENTY)
+    first, second = cache.directories
+    layers = [Layer([64 * KIB] * 2, seed=number) for number in range(8)]
+    caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
+    moved = [each for each in caches if each.directory.parent == first.path]
+    away = first.path.rename(first.path.with_name("away"))
+    cache.files.close()
+    for each, layer in zip(caches, layers, strict=True):
+        with suppress(OSError):
+            each.put(0, layer.plain(0))
+        each.put(1, layer.plain(1))
+    assert not first.path.exists()
+    assert all(each.directory.parent == second.path for each in moved)
+    cache.tick()
+    assert first.broken
+    monkeypatch.setattr(cache_directory, "RETRY_SECONDS", 0.0)
+    first.fail("as before, but long ago")
+    away.rename(first.path)
+    cache.tick()
+    assert first.problem == ""
+    assert first.limit > 0
+    after = [cache.open(name(number), layers[0].chunks) for number in range(100, 120)]
+    assert {each.directory.parent for each in after} == {first.path, second.path}
+    cache.close()
+    again = node(PLENTY, PLENTY)
+    assert len(again.names()) == len(set(again.names()))
 
 
 def test_a_disk_that_fails_is_left_alone(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
