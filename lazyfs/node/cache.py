@@ -2,7 +2,7 @@
 
     <cache>/<sha256 of the TOC>/data    the device; only present units hold data
     <cache>/<sha256 of the TOC>/map     states, times and proofs (`cache_map`)
-    <cache>/<sha256 of the TOC>/held    the boot id of the kernel that has `data` mounted, if one has
+    <cache>/<sha256 of the TOC>/held    the boot id of the kernel that has `data` mounted, if one has (`cache_hold`)
 
 The name is the TOC's digest and not the DiffID: a TOC proves its chunks, while the DiffID in it is only
 a claim, so no image can put bytes into another image's cache.
@@ -28,6 +28,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ import numpy.typing as npt
 
 from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
 from lazyfs.node.cache_files import OpenFiles, make_sparse, punch_hole, write_all
+from lazyfs.node.cache_hold import Hold
 from lazyfs.node.cache_holes import holes
 from lazyfs.node.cache_map import DOUBTFUL, DURABLE, MISSING, PRESENT, WRITTEN, UnitMap, boot_id
 from lazyfs.node.cache_proof import Prover, first_units
@@ -67,7 +69,6 @@ class LayerCache:
         self._syncing: npt.NDArray[np.bool_] | None = None
         self._writing: Counter[int] = Counter()
         self._punching: set[int] = set()
-        self._holds = 0
         self._settle_in(directory)
         try:
             self._prepare()
@@ -94,7 +95,7 @@ class LayerCache:
         """
         chunks = self.chunks.covering(offset, length)
         first, last = self._unit(chunks[0], offset), self._unit(chunks[-1], offset + length - 1)
-        read = self._read_proved if self._shared.paranoid else self._pread
+        read = partial(self._prover.read, self._map) if self._shared.paranoid else self._pread
         while True:
             generation = self._generation
             if self._map.states[first : last + 1].translate(None, PRESENT):
@@ -135,25 +136,17 @@ class LayerCache:
 
     @property
     def held(self) -> bool:
-        return self._holds > 0
+        return bool(self._hold)
 
     def hold(self) -> None:
-        """Drop nothing from now on: the kernel reads the data file. Holds are counted. Ask `complete` after it.
-
-        A mount outlives the daemon that made it, so a mark on the disk speaks for it until the next boot.
-        """
+        """Drop nothing from now on: the kernel reads the data file. Holds are counted. Ask `complete` after it."""
         with self._lock:
-            if not self._holds:
-                (self.directory / "held").write_bytes(self._boot)
-            self._holds += 1
+            self._hold.take()
 
     def release(self) -> None:
         """Undo one `hold`."""
         with self._lock:
-            self._holds -= 1
-            if not self._holds:
-                with suppress(OSError):
-                    (self.directory / "held").unlink()
+            self._hold.give_back()
 
     def put(self, index: int, plain: bytes) -> bool:
         """Keep a verified chunk. False when there is no room for it.
@@ -209,7 +202,7 @@ class LayerCache:
         Raises OSError when the disk fails: what is marked as missing then may still take room.
         """
         with self._lock:
-            if self._holds or not self._ready:
+            if self._hold or not self._ready:
                 return 0
             chosen = sorted({index for index in indexes if self._is_idle(index)})
             found, touched = holes(self.chunks.start, chosen, self._is_free)
@@ -263,7 +256,7 @@ class LayerCache:
     def move(self, directory: Path) -> None:
         """Start anew, with nothing, in another directory: the disk of this one is lost."""
         with self._lock:
-            if not self._holds:
+            if not self._hold:
                 self._let_go()
                 self._settle_in(directory)
                 self._generation += 1
@@ -288,14 +281,14 @@ class LayerCache:
     def _settle_in(self, directory: Path) -> None:
         self.directory = directory
         self._ready = False
+        self._hold = Hold(directory, self._boot)
         self._map = UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
 
     def _prepare(self) -> None:
         self.directory.mkdir(exist_ok=True)  # not its parent: that may be where a disk was mounted
         make_sparse(self.directory / "data", self.chunks.device_size, self.directory / "map")
         self._map.load()
-        with suppress(FileNotFoundError):
-            self._holds = int((self.directory / "held").read_bytes() == self._boot)
+        self._hold.load()
         self._ready = True
 
     def _let_go(self) -> None:
@@ -415,20 +408,6 @@ class LayerCache:
 
     def _unit(self, index: int, offset: int) -> int:
         return int(self._first_unit[index]) + (offset - int(self.chunks.start[index])) // UNIT_SIZE
-
-    def _read_proved(self, offset: int, length: int) -> bytes | None:
-        """As `_pread`, of bytes that match their digests just now."""
-        pieces = []
-        for index in self.chunks.covering(offset, length):
-            start = int(self.chunks.start[index])
-            low, high = max(0, offset - start), min(self.chunks.length(index), offset + length - start)
-            wanted = range(low // UNIT_SIZE, -(-high // UNIT_SIZE))
-            units = self._prover.present(self._map, index, wanted)
-            if units is None or not units.keys() >= set(wanted):
-                return None
-            plain = b"".join(units[unit] for unit in wanted)
-            pieces.append(plain[low - wanted[0] * UNIT_SIZE : high - wanted[0] * UNIT_SIZE])
-        return b"".join(pieces)
 
     def _pread(self, offset: int, length: int) -> bytes | None:
         """None where the disk does not give the bytes: they are fetched again then."""

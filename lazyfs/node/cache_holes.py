@@ -16,12 +16,17 @@ def holes(
     Chunk i lies at [start[i], start[i + 1]). Also returns which chunks the ranges touch: while they are punched,
     nothing may be written to any of these.
     """
+    going = frozenset(chosen)
     touched = set(chosen)
+
+    def may_go(index: int) -> bool:
+        return index in going or is_free(index)
+
     found: list[tuple[int, int]] = []
     for first, last in _runs(chosen):
         low, high = int(start[first]), int(start[last + 1])
-        before = _reach(start, first, -1, low // BLOCK * BLOCK, is_free)
-        after = _reach(start, last, 1, -(-high // BLOCK) * BLOCK, is_free)
+        before = _reach(start, first, -1, low // BLOCK * BLOCK, may_go)
+        after = _reach(start, last, 1, -(-high // BLOCK) * BLOCK, may_go)
         touched.update(before or (), after or ())
         low = (low if before is not None else low + BLOCK - 1) // BLOCK * BLOCK
         high = (high + BLOCK - 1 if after is not None else high) // BLOCK * BLOCK

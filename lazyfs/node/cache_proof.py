@@ -60,6 +60,20 @@ class Prover:
         proved = self.units(units, index, marked)
         return proved if len(proved) == len(marked) else None
 
+    def read(self, units: UnitMap, offset: int, length: int) -> bytes | None:
+        """These bytes, if all of their units are marked as present and match their digests just now."""
+        pieces = []
+        for index in self.chunks.covering(offset, length):
+            start = int(self.chunks.start[index])
+            low, high = max(0, offset - start), min(self.chunks.length(index), offset + length - start)
+            wanted = range(low // UNIT_SIZE, -(-high // UNIT_SIZE))
+            proved = self.present(units, index, wanted)
+            if proved is None or not proved.keys() >= set(wanted):
+                return None
+            plain = b"".join(proved[unit] for unit in wanted)
+            pieces.append(plain[low - wanted[0] * UNIT_SIZE : high - wanted[0] * UNIT_SIZE])
+        return b"".join(pieces)
+
 
 def split(plain: bytes) -> list[bytes]:
     """A chunk's units."""
