@@ -48,6 +48,7 @@ class UnitMap:
         self._header = _HEADER.pack(_MAGIC, boot, bytes.fromhex(directory.name), units, chunks)
         self.states = bytearray(units)
         self.used: npt.NDArray[np.uint32] = np.zeros(chunks, np.uint32)
+        self._saved = 0
 
     def load(self) -> None:
         """Take states and times from the file, which is made anew where it is not the map of this layer."""
@@ -69,6 +70,7 @@ class UnitMap:
             os.close(descriptor)
         self.states = states
         self.used = np.frombuffer(old[self._used_at :], "<u4").astype(np.uint32)
+        self._saved = int(self.used.max(initial=0))
 
     def mark(self, first: int, stop: int, state: int) -> None:
         """Set the states of units [first, stop). Raises OSError, and nothing has changed, when the disk fails."""
@@ -89,8 +91,13 @@ class UnitMap:
             return os.pread(descriptor, DIGEST_SIZE, self._proofs_at + DIGEST_SIZE * unit)
 
     def save_times(self) -> None:
+        """Write down when chunks were last read, if any was since the last time."""
+        latest = int(self.used.max(initial=0))
+        if latest == self._saved:
+            return
         with self._files.open(self._path) as descriptor:
             write_all(descriptor, self.used.astype("<u4").tobytes(), self._used_at)
+        self._saved = latest
 
     def sync(self) -> None:
         with self._files.open(self._path) as descriptor:

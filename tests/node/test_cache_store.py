@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +18,7 @@ from lazyfs.node import cache_directory
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
 from lazyfs.node.cache_settings import Limit
-from lazyfs.node.cache_store import NodeCache
+from lazyfs.node.cache_store import SAVE_SECONDS, NodeCache
 
 from .conftest import BOOT, KIB
 from .samples import Layer, has
@@ -168,6 +169,22 @@ def test_a_full_cache_takes_nothing_in_and_says_so(node: Nodes) -> None:
     assert cache.status()["chunks_not_kept"] == kept.count(False)
     cache.make_room(cache.directories[0])
     assert present(each) == kept
+
+
+def test_when_chunks_were_read_outlives_a_kill(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer([64 * KIB] * 3)
+    killed = node()
+    each = killed.open(name(1), layer.chunks)
+    monkeypatch.setattr(time, "time", lambda: 5000.0)
+    killed.tick()
+    fill(each, layer)
+    monkeypatch.setattr(time, "time", lambda: 6000.0)
+    killed.tick()
+    assert each.read(64 * KIB, 10) is not None
+    monkeypatch.setattr(time, "time", lambda: 6001.0 + SAVE_SECONDS)
+    killed.tick()
+    after = node().open(name(1), layer.chunks)
+    assert after.used.tolist() == [5000, 6000, 5000]
 
 
 def test_layers_that_nobody_has_open_go_as_a_whole(node: Nodes) -> None:
