@@ -382,12 +382,15 @@ def test_a_full_disk_makes_room_by_itself(node: Nodes, monkeypatch: pytest.Monke
         make_room(directory, need)
         made.set()
 
+    pwrite = os.pwrite
+
     def full(descriptor: int, data: memoryview, offset: int) -> int:
+        monkeypatch.setattr(os, "pwrite", pwrite)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(cache, "make_room", making)
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
         each.put(3, layer.plain(3))
     assert made.wait(20)
     assert 0 < present(each).count(False) <= 8
