@@ -274,12 +274,9 @@ class LayerCache:
         units = np.add.reduceat(there, self._first_unit[:-1], dtype=np.int64)
         return np.asarray(np.minimum(units * UNIT_SIZE, np.diff(self.chunks.start)), np.int64)
 
-    @property
-    def _data(self) -> str:
-        return str(self.directory / "data")
-
     def _settle_in(self, directory: Path) -> None:
         self.directory = directory
+        self._data = str(directory / "data")
         self._ready = False
         self._hold = Hold(directory, self._boot)
         self._map = UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
