@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-test demo test lint types imports bench lock clean
+.PHONY: help setup setup-demo setup-test demo test lint types imports bench kill lock clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,9 @@ imports: setup-test ## import-linter: which part may know which
 
 bench: setup-test ## measure against what people use now
 	@$(PYTHON_BIN) -m benchmarks
+
+kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (half an hour)
+	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000
 
 lock: setup-test ## pin every dependency again, newest first
 	@scripts/lock.sh

@@ -20,7 +20,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks import bootstrap_speed, cache_speed, convert_speed, dedup, link, run_speed, tree_speed
+from benchmarks import (
+    bootstrap_speed,
+    cache_speed,
+    convert_speed,
+    dedup,
+    kill_daemon,
+    link,
+    run_speed,
+    tree_speed,
+)
 from benchmarks.images import BuildError
 from benchmarks.process import FailedError
 from benchmarks.report import Row, markdown, write_json
@@ -31,6 +40,7 @@ START_RUNS = 7
 BOOTSTRAP_RUNS = 5
 CONVERT_RUNS = 5
 LARGE_GIB = 8
+KILLS = 30
 
 Measure = Callable[[Path, Path], list[Row]]
 """(cache of input images, file for the figures) -> rows of the table."""
@@ -133,6 +143,13 @@ def _links(_: Path, results: Path) -> list[Row]:
     return link.rows(proofs)
 
 
+def _kills(cache: Path, results: Path) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+        outcome = kill_daemon.measure(Path(directory), cache, KILLS)
+    write_json(results, [outcome])
+    return outcome.rows()
+
+
 def _machine() -> str:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return (
@@ -149,6 +166,7 @@ MEASURES: Mapping[str, Measure] = {
     "cache_speed": _cache,
     "convert_speed": _conversions,
     "links": _links,
+    "kill_daemon": _kills,
 }
 
 

@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lazyfs.cli.leftovers import find_leftovers
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
-from lazyfs.mount.mountinfo import list_mounts
+from lazyfs.errors import NotFoundError
+from lazyfs.keeper.client import KeeperClient
 
 MIN_KERNEL = (6, 12)
 MIN_FREE = 1 << 30
@@ -42,6 +44,7 @@ def diagnose(paths: NodePaths) -> list[Finding]:
         _runtime,
         lambda: _space(paths),
         lambda: _daemon(paths),
+        lambda: _leftovers(paths),
     ]
     return [look() for look in looks]
 
@@ -109,13 +112,19 @@ def _space(paths: NodePaths) -> Finding:
 
 
 def _daemon(paths: NodePaths) -> Finding:
-    running = DaemonClient(paths).is_running()
-    orphans = [] if running else [*list_mounts(paths.images), *list_mounts(paths.fuse)]
-    if orphans:
-        return Finding(
-            "daemon",
-            False,
-            f"does not run, and left {len(orphans)} mounts below {paths.root}",
-            "end the containers that use them, `umount -l` each, then start anew",
-        )
-    return Finding("daemon", True, "runs" if running else "does not run; it is started when needed", "")
+    try:
+        keeper = KeeperClient(paths).status()
+    except NotFoundError:
+        running = DaemonClient(paths).is_running()
+        found = "runs without keeper" if running else "does not run; it is started when needed"
+        return Finding("daemon", not running, found, "the next command starts a keeper, or --repair does")
+    serves = any(each["stage"] == "serving" for each in keeper["daemons"])
+    found = f"runs as {keeper['user']}" if serves else f"does not serve: {keeper['last_end'] or 'it starts'}"
+    return Finding("daemon", serves, f"{found}; {keeper['restarts']} restarts", f"see {paths.log}")
+
+
+def _leftovers(paths: NodePaths) -> Finding:
+    left = [each.what for each in find_leftovers(paths)]
+    return Finding(
+        "leftovers", not left, "; ".join(left) or "nothing is left behind", "lazyfs doctor --repair"
+    )

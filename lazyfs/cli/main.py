@@ -35,6 +35,7 @@ COMMANDS = {
     "profile": "profile",
     "status": "node",
     "doctor": "node",
+    "upgrade": "node",
     "shutdown": "node",
     "install": "install",
 }

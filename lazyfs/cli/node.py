@@ -1,5 +1,6 @@
 """`lazyfs status`, `doctor` and `shutdown`: the node itself."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ def status(context: click.Context, as_json: bool, root: Path | None) -> None:
       lazyfs status --json | jq .pid
     """
     from lazyfs.daemon.client import DaemonClient
+    from lazyfs.errors import NotFoundError
+    from lazyfs.keeper.client import KeeperClient
     from lazyfs.mount.images import targets
 
     paths = node_paths(context, root)
     values = DaemonClient(paths).status()
+    with suppress(NotFoundError):
+        values["keeper"] = KeeperClient(paths).status()
     values["mounts"] = [{"target": str(entry.target), "kind": entry.kind} for entry in targets(paths)]
     if as_json:
         print_json(values)
@@ -39,6 +44,9 @@ def _render(values: dict[str, Any]) -> str:
         f"  {values['requests']} requests brought {byte_words(values['store_bytes'])}; "
         f"the kernel read {values['device_reads']} times",
     ]
+    keeper = values.get("keeper", {})
+    if keeper.get("restarts"):
+        lines.append(f"  restarted {keeper['restarts']} times; last, {keeper['last_end']}")
     layers = {layer["device"]: layer for layer in values["layers"]}
     for image in values["images"]:
         total = sum(layers[number]["bytes"] for number in image["layers"])
@@ -61,19 +69,26 @@ def _render(values: dict[str, Any]) -> str:
 
 
 @click.command(short_help="Can this machine run lazyfs?")
+@click.option("--repair", is_flag=True, help="Take away what an unclean stop left behind.")
 @json_option
 @root_option
 @click.pass_context
-def doctor(context: click.Context, as_json: bool, root: Path | None) -> None:
+def doctor(context: click.Context, repair: bool, as_json: bool, root: Path | None) -> None:
     """Look whether this machine can run lazyfs, and say what is missing. Exit code 7 when something is.
 
     \b
-    Example:
+    Examples:
       lazyfs doctor
+      lazyfs doctor --repair
     """
     from lazyfs.cli.diagnosis import diagnose
+    from lazyfs.cli.leftovers import find_leftovers
     from lazyfs.errors import NodeError
 
+    if repair:
+        for left in find_leftovers(node_paths(context, root)):
+            left.mend()
+            click.echo(f"mended: {left.what}", err=True)
     findings = diagnose(node_paths(context, root))
     if as_json:
         print_json([finding.as_dict() for finding in findings])
@@ -85,6 +100,38 @@ def doctor(context: click.Context, as_json: bool, root: Path | None) -> None:
                 click.echo(f"      {finding.remedy}")
     if not all(finding.ok for finding in findings):
         context.exit(NodeError.exit_code)
+
+
+@click.command(short_help="Let this version take over; containers go on.")
+@root_option
+@click.pass_context
+def upgrade(context: click.Context, root: Path | None) -> None:
+    """Let this version of lazyfs take over from the one that runs. What is mounted goes on; reads wait for a moment.
+
+    The old daemon goes on when the new one does not start.
+
+    \b
+    Example:
+      pip install --upgrade 'lazyfs[node]' && lazyfs upgrade
+    """
+    import os
+    import subprocess
+    import sys
+
+    from lazyfs.daemon.client import DaemonClient, ensure_daemon
+    from lazyfs.errors import NodeError
+    from lazyfs.keeper.client import KeeperClient
+
+    paths = node_paths(context, root)
+    DaemonClient(paths).status()
+    ensure_daemon(paths)
+    command = [sys.executable, "-m", "lazyfs.keeper", "--check"]
+    checked = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/")
+    if checked.returncode:
+        reason = checked.stderr.strip().rpartition("\n")[2]
+        raise NodeError(f"this version does not start: {reason}", hint="the running one goes on")
+    answer = KeeperClient(paths).upgrade(sys.executable, os.environ.get("PYTHONPATH"))
+    click.echo(f"daemon {answer['pid']} of lazyfs {answer['version']} serves {paths.root}")
 
 
 @click.command(short_help="End the daemon, when nothing is mounted.")

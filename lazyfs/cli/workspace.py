@@ -58,6 +58,17 @@ def remove_leftovers(paths: NodePaths) -> None:
             os.close(lock)
 
 
+def abandoned_runs(paths: NodePaths) -> list[Path]:
+    """Directories of runs that were killed with whoever would have cleaned up after them."""
+    found = []
+    for path in paths.mounts.glob(f"{_PREFIX}*"):
+        lock = _try_lock(path)
+        if lock is not None:
+            os.close(lock)
+            found.append(path)
+    return found
+
+
 def _make(paths: NodePaths) -> tuple[Path, int]:
     paths.mounts.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:

@@ -10,6 +10,7 @@ import pwd
 from contextlib import suppress
 from pathlib import Path
 
+import lazyfs
 from lazyfs.errors import NodeError
 
 _PR_CAPBSET_DROP = 24
@@ -58,6 +59,12 @@ def drop(user: str) -> None:
         _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     except OSError as error:
         raise NodeError(f"the daemon cannot become user {user}: {error}", hint="start it as root") from error
+    for module in (os, ctypes, lazyfs):
+        if not os.access(str(module.__file__), os.R_OK):
+            raise NodeError(
+                f"user {user} cannot read {module.__file__}, which the daemon is made of",
+                hint="install lazyfs and its Python where all can read them, or choose --user root",
+            )
 
 
 def _permitted(libc: ctypes.CDLL) -> int:

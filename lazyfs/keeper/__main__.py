@@ -25,6 +25,7 @@ from lazyfs.keeper.client import KeeperClient
 from lazyfs.keeper.hardening import harden
 from lazyfs.keeper.keeper import Keeper
 from lazyfs.keeper.link import Possessions
+from lazyfs.mount.images import release_unused
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
@@ -197,9 +198,11 @@ def _handed_daemon(handed: dict[str, Any]) -> Daemon:
 
 def _end(paths: NodePaths, keeper: Keeper) -> None:
     possessions = keeper.possessions()
+    release_unused(paths)
     # What is mounted is served again after a restart of the service, if systemd holds the connection.
     kept = bool(list_mounts(paths.images)) and systemd.keep("fuse", possessions.fuse)
     if not kept:
+        systemd.forget("fuse")
         unmount(paths.fuse, detach=True)
     for path in (paths.socket, paths.keeper_socket):
         path.unlink(missing_ok=True)

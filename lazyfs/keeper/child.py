@@ -39,6 +39,8 @@ class Daemon:
     unanswered: int = 0
     idle: int = 0
     work: int = 0
+    killed: bool = False
+    """By SIGKILL: somebody's, or the OOM killer's. It did not fail by itself."""
 
     def enter(self, stage: str) -> None:
         self.stage, self.since = stage, time.monotonic()
@@ -91,6 +93,7 @@ class Daemon:
             return "ended"
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        self.killed = code == -signal.SIGKILL
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 

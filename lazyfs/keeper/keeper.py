@@ -28,8 +28,9 @@ PING_SECONDS = 1.0
 END_PINGS = 20
 """For which a daemon that was told to end may go on."""
 LONGEST_PAUSE = 30.0
-LONGEST_PAUSE_SERVED = 1.0
-"""After a daemon that did serve, if only for a moment: readers wait for the next one."""
+LONGEST_PAUSE_INNOCENT = 1.0
+"""After a daemon that did serve, if only for a moment, or was killed: readers wait for the next one."""
+FREE_FAILURES = 3
 SETTLED_SECONDS = 1.0
 """A daemon that served this long was a good one; the next starts at once."""
 
@@ -93,6 +94,10 @@ class Keeper:
                 key.data()
             if self._signalled:
                 self.stop()
+            if self.exec_request and not self._settled():
+                # The daemon ended at that very moment.
+                asked, self.exec_request = self.exec_request, None
+                _reply(asked["client"], self._busy())
             now = time.monotonic()
             if now >= self._next_tick:
                 self._next_tick = now + PING_SECONDS
@@ -224,10 +229,10 @@ class Keeper:
         if self._stopping or self._serving or self._coming:
             self._promote()
             return
-        longest = LONGEST_PAUSE_SERVED if daemon.stage in (SERVING, ENDING) else LONGEST_PAUSE
-        pause = min(longest, 0.1 * 2 ** min(self._failures, 10)) if self._failures else 0.0
+        innocent = daemon.killed or daemon.stage in (SERVING, ENDING)
+        pause = _pause(self._failures, innocent=innocent)
         self._resume_at = time.monotonic() + pause
-        if pause > LONGEST_PAUSE_SERVED:
+        if pause > LONGEST_PAUSE_INNOCENT:
             self._refuse()
 
     def _unexplained(self) -> dict[str, Any]:
@@ -239,7 +244,7 @@ class Keeper:
             self.start()
         except OSError as error:  # no process can be had just now
             log.error("cannot start a daemon: %s", error)
-            self._resume_at = time.monotonic() + LONGEST_PAUSE_SERVED
+            self._resume_at = time.monotonic() + LONGEST_PAUSE_INNOCENT
 
     def _tick(self) -> None:
         for daemon in self._daemons():
@@ -311,14 +316,19 @@ class Keeper:
                 _reply(asking, NodeError("the keeper knows no such call").as_dict())
 
     def _upgrade(self, asking: socket.socket, asked: dict[str, Any]) -> None:
-        settled = self._serving is not None and self._serving.stage == SERVING
-        if not settled or self._coming or self._dying or self._stopping:
-            busy = BusyError(f"the daemon of {self._paths.root} just starts or ends", hint="try again")
-            _reply(asking, busy.as_dict())
+        if not self._settled():
+            _reply(asking, self._busy())
         elif not os.access(str(asked.get("python")), os.X_OK):
             _reply(asking, UsageError(f"{asked.get('python')} is not a program").as_dict())
         else:
             self.exec_request = {**asked, "client": asking}
+
+    def _settled(self) -> bool:
+        serving = self._serving is not None and self._serving.stage == SERVING
+        return serving and not (self._coming or self._dying or self._stopping)
+
+    def _busy(self) -> dict[str, Any]:
+        return BusyError(f"the daemon of {self._paths.root} just starts or ends", hint="try again").as_dict()
 
     def status(self) -> dict[str, Any]:
         now = time.monotonic()
@@ -351,6 +361,13 @@ class Keeper:
                 "ours": self._serving.ours,
             },
         }
+
+
+def _pause(failures: int, *, innocent: bool) -> float:
+    """Seconds to the next start, after so many daemons in a row that were no good."""
+    if innocent:
+        return 0.0 if failures <= FREE_FAILURES else LONGEST_PAUSE_INNOCENT
+    return min(LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
 
 
 def _was_good(daemon: Daemon) -> bool:

@@ -32,6 +32,10 @@ def keep(name: str, descriptor: int) -> bool:
     return notify("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
 
 
+def forget(name: str) -> None:
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
 def stored() -> dict[str, int]:
     """What the store gives back, by name; this process's from now on, and no child's."""
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):

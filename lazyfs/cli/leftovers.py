@@ -1,0 +1,105 @@
+"""What an unclean stop of a node left behind, and taking it away: `lazyfs doctor`, and its `--repair`.
+
+Locks are not among it: the kernel takes them back with the process that held them.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lazyfs.cli.workspace import abandoned_runs, remove_leftovers
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient, ensure_daemon
+from lazyfs.keeper.client import KeeperClient
+from lazyfs.mount.images import targets
+from lazyfs.mount.mountinfo import list_mounts
+from lazyfs.mount.syscalls import unmount
+
+_TORN = ".new-*"
+_TORN_AGE = 3600.0
+"""Seconds after which nobody writes to a file any more that has its first name yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    what: str
+    mend: Callable[[], None]
+
+
+def find_leftovers(paths: NodePaths) -> list[Leftover]:
+    """In the order in which they are to be mended. Needs root to see all of it."""
+    if not paths.root.is_dir():
+        return []
+    running = DaemonClient(paths).is_running()
+    found: list[Leftover] = []
+    if running and not KeeperClient(paths).is_running():
+        found.append(Leftover("a daemon without keeper", lambda: _ignore(ensure_daemon(paths))))
+    if not running:
+        found += _dead_mounts(paths)
+        found += [
+            Leftover(f"socket {path} that nobody listens on", partial(path.unlink, missing_ok=True))
+            for path in (paths.socket, paths.keeper_socket)
+            if path.is_socket()
+        ]
+    runs = abandoned_runs(paths)
+    if runs:
+        found.append(Leftover(f"{len(runs)} runs that were killed", partial(remove_leftovers, paths)))
+    found += _unused_uppers(paths)
+    found += _unused_mount_points(paths)
+    found += _torn_files(paths)
+    found += [
+        Leftover(f"{path}, put aside", partial(path.unlink, missing_ok=True))
+        for path in paths.state.glob("*.damaged")
+    ]
+    return found
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _dead_mounts(paths: NodePaths) -> Iterator[Leftover]:
+    """The images of a node that has ended can never be read again; nor can what is mounted from them."""
+    dead = [entry.target for entry in targets(paths)]
+    dead += [entry.target for entry in (*list_mounts(paths.images), *list_mounts(paths.fuse))]
+    for target in dict.fromkeys(dead):
+        yield Leftover(f"mount {target}, whose node has ended", lambda target=target: _unmount(target))  # type: ignore[misc]
+
+
+def _unmount(target: Path) -> None:
+    while unmount(target, detach=True):
+        pass
+
+
+def _unused_uppers(paths: NodePaths) -> Iterator[Leftover]:
+    """What was written to a `mount --rw` that is gone, as after a reboot."""
+    options = [entry.super_options for entry in targets(paths)]
+    for directory in paths.mounts.glob("rw-*"):
+        if not any(directory.name in each for each in options):
+            yield Leftover(f"{directory}, whose mount is gone", partial(shutil.rmtree, directory))
+
+
+def _unused_mount_points(paths: NodePaths) -> Iterator[Leftover]:
+    mounted = {entry.target for entry in list_mounts(paths.images)}
+    for path in paths.images.glob("*"):
+        if path.is_dir() and path not in mounted and not path.name.startswith("."):
+            yield Leftover(f"{path}, on which nothing is mounted", partial(_remove_directory, path))
+
+
+def _remove_directory(path: Path) -> None:
+    with suppress(OSError):  # used again meanwhile
+        path.rmdir()
+
+
+def _torn_files(paths: NodePaths) -> Iterator[Leftover]:
+    old = time.time() - _TORN_AGE
+    for directory in (paths.tocs, paths.documents, paths.packs, *paths.bootstraps.glob("*")):
+        for file in directory.glob(_TORN):
+            with suppress(FileNotFoundError):
+                if os.lstat(file).st_mtime < old:
+                    yield Leftover(f"{file}, half written", partial(file.unlink, missing_ok=True))
