@@ -17,6 +17,7 @@ from typing import Protocol
 from lazyfs.errors import BusyError, NodeError, UsageError
 from snapshotter.directories import Directories
 from snapshotter.filters import parse_filters
+from snapshotter.idmap import id_mapping
 from snapshotter.labels import REMOTE, WantedLayer, wanted_layer
 from snapshotter.limits import Limiter, wanted_limit
 from snapshotter.mounts import Mount, lower_snapshots, mounts_of
@@ -192,8 +193,8 @@ class Snapshots:
         self._reached("made")
         try:
             snapshot = table.create(kind, key, parent, labels, lazy)
-            if parent and lazy is None:
-                self._inherit_owner(directory, snapshot.parent_id)
+            if lazy is None:
+                self._give(directory, snapshot)
             if limit is not None:
                 self._directories.limit(directory, snapshot.id, limit)
             self._reached("inserted")
@@ -212,11 +213,15 @@ class Snapshots:
             if snapshot.lazy is not None:
                 self._images.show(snapshot.id, snapshot.lazy, self._directories.fs(snapshot.id))
 
-    def _inherit_owner(self, directory: Path, parent: int) -> None:
+    def _give(self, directory: Path, snapshot: Snapshot) -> None:
         """The root of an overlay is that of its upper directory: it must belong to who owns the one below."""
+        mapping = id_mapping(snapshot.labels)
         try:
-            owner = self._directories.fs(parent).stat()
-            os.chown(directory / "fs", owner.st_uid, owner.st_gid)
+            if mapping is not None:
+                os.chown(directory / "fs", mapping.root_uid, mapping.root_gid)
+            elif snapshot.parent_id:
+                owner = self._directories.fs(snapshot.parent_id).stat()
+                os.chown(directory / "fs", owner.st_uid, owner.st_gid)
         except OSError as error:
             raise NodeError(f"{error.filename}: {error.strerror}") from error
 

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from snapshotter.directories import Directories
+from snapshotter.idmap import id_mapping
 from snapshotter.records import Kind, Snapshot
 
 _INDEX = Path("/sys/module/overlay/parameters/index")
@@ -45,20 +46,20 @@ def mounts_of(directories: Directories, snapshot: Snapshot, ancestors: Sequence[
     """`ancestors` has the parent first."""
     lower = [str(directories.fs(each.id)) for each in lower_snapshots(ancestors)]
     view = snapshot.kind is Kind.VIEW
+    mapping = id_mapping(snapshot.labels)
+    mapped = mapping.options if mapping else ()
     if not lower:
-        return [_bind(str(directories.fs(snapshot.id)), "ro" if view else "rw")]
+        access = "ro" if view else "rw"
+        return [Mount("bind", str(directories.fs(snapshot.id)), (*mapped, access, "rbind"))]
     if view and len(lower) == 1:
-        return [_bind(lower[0], "ro")]
-    options = (
-        []
+        return [Mount("bind", lower[0], (*mapped, "ro", "rbind"))]
+    own = (
+        ()
         if view
-        else [f"workdir={directories.work(snapshot.id)}", f"upperdir={directories.fs(snapshot.id)}"]
+        else (f"workdir={directories.work(snapshot.id)}", f"upperdir={directories.fs(snapshot.id)}")
     )
-    return [Mount("overlay", "overlay", (*options, f"lowerdir={':'.join(lower)}", *_overlay_options()))]
-
-
-def _bind(source: str, access: str) -> Mount:
-    return Mount("bind", source, (access, "rbind"))
+    options = (*mapped, *own, f"lowerdir={':'.join(lower)}", *_overlay_options())
+    return [Mount("overlay", "overlay", options)]
 
 
 @cache

@@ -97,6 +97,8 @@ def check_version(edits: TomlEdits, path: Path) -> int:
 def put_proxy(edits: TomlEdits, target: Target) -> None:
     edits.put((*_PROXY, "type"), "snapshot")
     edits.put((*_PROXY, "address"), str(target.address))
+    # Containers in user namespaces of their own, without a copy of the image for each mapping.
+    edits.put((*_PROXY, "capabilities"), ["remap-ids"])
     # What CRI measures the disk of, and what lets the Transfer service of containerd 2 tell images to the snapshotter.
     edits.put((*_PROXY, "exports", "root"), str(target.root))
     edits.put((*_PROXY, "exports", "enable_remote_snapshot_annotations"), "true")

@@ -108,6 +108,26 @@ def test_pulled_lazily_by_the_transfer_service(engine: Engine2, app: str) -> Non
     assert engine.run(f"{app}:lazy", "c") == "ready\n"
 
 
+def test_a_user_namespace_without_a_copy(engine: Engine2, service: Service, app: str) -> None:
+    engine.transfer(f"{app}:lazy")
+    mapping = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels")
+    script = "id -u; stat -c '%u %g' / /etc/message; cat /proc/self/uid_map"
+    script += "; echo x > /etc/message; touch /new"
+    for directory in engine.directory.parents:
+        if directory.stat().st_mode & 0o777 == 0o700:
+            directory.chmod(0o711)  # the container's root is nobody on the way to its file system
+    engine.start(f"{app}:lazy", "c", "sleep", "600", options=mapping)
+    said = engine.execute("c", "sh", "-c", script).splitlines()
+    assert said[:3] == ["0", "0 0", "0 0"]
+    assert said[3].split() == ["0", "100000", "65536"]
+    [new] = (service.root / "snapshots").glob("*/fs/new")
+    for path in (new, new.parent, new.parent / "etc/message"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (100000, 200000)
+    # Only what was there: no snapshot with other owners was made of the image.
+    assert len(engine.snapshots()) == 5
+    engine.end("c")
+
+
 def test_images_of_buckets_and_directories(
     service: Service,
     short_directory: Callable[[], Path],
