@@ -54,6 +54,7 @@ def _render(values: dict[str, Any]) -> str:
         lines.append(
             f"  image {image['reference']}  {short(image['digest'])}  {byte_words(present)} of {byte_words(total)} here"
         )
+    lines += [_launch_line(launch) for launch in values["launches"]]
     lines += [f"  mount {mount['target']} ({mount['kind']})" for mount in values["mounts"]]
     for each in values["cache"]["directories"]:
         line = f"  cache {each['path']}: {byte_words(each['used'])} of {byte_words(each['limit'])}"
@@ -66,6 +67,19 @@ def _render(values: dict[str, Any]) -> str:
         )
         lines += [f"    {reason}" for reason in values["recent_failures"][-5:]]
     return "\n".join(lines)
+
+
+def _launch_line(launch: dict[str, Any]) -> str:
+    """What became of an image's launch pack."""
+    line = f"  launch pack of {short(launch['image'])}, {byte_words(launch['bytes'])}: {launch['state']}"
+    if launch["reason"]:
+        return f"{line}: {launch['reason']}"
+    here = f", {launch['present_units']} were here" if launch["present_units"] else ""
+    return (
+        f"{line}; {launch['units']} units ({byte_words(launch['unit_bytes'])}){here}; "
+        f"{launch['waited']} reads waited for it, {launch['overtaken']} overtook it, "
+        f"{launch['missed']} wanted what is not in it"
+    )
 
 
 @click.command(short_help="Can this machine run lazyfs?")

@@ -25,7 +25,7 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
-from lazyfs.mount.read_ahead import restore_read_ahead
+from lazyfs.mount.read_ahead import without_any
 from lazyfs.node.cache import LayerCache, boot_id
 from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_settings import CacheSettings
@@ -153,7 +153,8 @@ class Node:
         answer = self._describe(found.reference, image, layers, key)
         launch = self.launches.of(image.descriptor.digest)
         if launch is not None:
-            self._launched[key] = launch
+            with self._lock:
+                self._launched[key] = launch
         answer["launch"] = launch is not None
         self.care.note(
             SeenImage(
@@ -237,6 +238,7 @@ class Node:
                 manifest = find_manifest(store, reference)
                 self.timeline.small_read(len(manifest.manifest_bytes))
                 launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
+                image = self._documents.load(manifest.descriptor.digest)
             except StoreError as error:
                 image = self._remembered(reference, error)
                 manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
@@ -303,7 +305,8 @@ class Node:
         if launch is None:
             return
         if len(layers) != len(found.image.layers) or (key and find_image_mounts(self._paths, key)):
-            launch.stop("the image is in use, or not all of it")
+            reason = "the image is in use, or not all of it is wanted"
+            self.launches.abandon(found.image.descriptor.digest, launch, reason)
             return
         for number, layer in enumerate(layers):
             layer.device.expect(launch, number)
@@ -331,14 +334,16 @@ class Node:
         self.timeline.keep_reads()
         return {}
 
-    def settle(self) -> None:
-        """Let mounts whose launch ended a while ago read ahead as ever."""
+    def settled(self) -> list[str]:
+        """The image mounts (names below `m`) that were launched a while ago, and should read ahead as ever."""
         now = time.monotonic()
-        for key, launch in list(self._launched.items()):
-            if launch.finished.is_set() and now > launch.progress.ended + SETTLE_SECONDS:
-                del self._launched[key]
-                for mounted in find_image_mounts(self._paths, key):
-                    restore_read_ahead(mounted)
+        with self._lock:
+            for key, launch in list(self._launched.items()):
+                if launch.finished.is_set() and now > launch.progress.ended + SETTLE_SECONDS:
+                    del self._launched[key]
+            launching = set(self._launched)
+        names = without_any(self._paths.images)
+        return [name for name in names if name.rpartition("-")[0] not in launching]
 
     def flush(self) -> None:
         """Make durable what was cached since the last time, and keep the cache within its limit."""

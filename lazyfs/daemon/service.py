@@ -32,6 +32,7 @@ from lazyfs.node.cache_settings import CacheSettings
 
 log = logging.getLogger(__name__)
 
+MAX_SETTLED = 256
 FLUSH_SECONDS = 5.0
 
 
@@ -163,7 +164,10 @@ class _Service:
         while True:
             await trio.sleep(FLUSH_SECONDS)
             await trio.to_thread.run_sync(self._node.flush)
-            await trio.to_thread.run_sync(self._node.settle)
+            names = await trio.to_thread.run_sync(self._node.settled)
+            if names and self._keeper is not None:
+                with suppress(OSError):  # its end is found where it is listened to
+                    link.send(self._keeper, {"say": "settled", "mounts": names[:MAX_SETTLED]})
 
     async def _stop_on_signal(
         self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED

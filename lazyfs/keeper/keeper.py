@@ -21,6 +21,7 @@ from lazyfs.keeper import link, systemd
 from lazyfs.keeper.child import ENDING, SERVING, STANDBY, STARTING, Daemon, spawn
 from lazyfs.keeper.link import Possessions
 from lazyfs.keeper.refusal import refuse
+from lazyfs.mount.read_ahead import restore_read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,11 @@ class Keeper:
                 systemd.notify("READY=1", f"STATUS=daemon {daemon.pid} serves {self._paths.root}")
                 log.info("daemon %d serves", daemon.pid)
                 self._report({"pid": daemon.pid})
+            case "settled":
+                for name in said.get("mounts", []):
+                    # By a daemon that may be anybody's by now: a name, and no way out of the directory.
+                    if isinstance(name, str) and name == os.path.basename(name):  # noqa: PTH119
+                        restore_read_ahead(self._paths.images / name)
             case "failed":
                 daemon.error = said.get("error") if isinstance(said.get("error"), dict) else None
 

@@ -4,6 +4,8 @@
                         {"say": "serving"}     answers the kernel and the control API
                         {"say": "failed", "error": ...}    why it is about to end
                         {"say": "pong"}        from the loop that answers the kernel
+                        {"say": "settled", "mounts": [...]}    images that were launched: the kernel is to read
+                                               ahead in them again, which only root may tell it
     keeper -> daemon    {"do": "serve"}        with what it serves: see `Possessions`
                         {"do": "ping"}
                         {"do": "end"}          finish, flush and exit

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 DEFAULT_KIB = 128
 _BDI = Path("/sys/class/bdi")
 _EROFS = "erofs-"
+_NOTE = ".bdi"
 
 
 def set_read_ahead(target: Path, kib: int) -> None:
@@ -49,8 +50,13 @@ def without_read_ahead(target: Path) -> Iterator[None]:
             log.warning("%s: %s", _note(target), error.strerror)
 
 
+def without_any(directory: Path) -> list[str]:
+    """The names of the mount points in `directory` that `without_read_ahead` has changed."""
+    return [path.name.removeprefix(".").removesuffix(_NOTE) for path in directory.glob(f".*{_NOTE}")]
+
+
 def restore_read_ahead(target: Path) -> None:
-    """Undo `without_read_ahead`."""
+    """Undo `without_read_ahead`. Needs root."""
     try:
         name = _note(target).read_text()
         _note(target).unlink()
@@ -61,7 +67,7 @@ def restore_read_ahead(target: Path) -> None:
 
 
 def _note(target: Path) -> Path:
-    return target.with_name(f".{target.name}.bdi")
+    return target.with_name(f".{target.name}{_NOTE}")
 
 
 def _names() -> set[str]:

@@ -91,6 +91,7 @@ class Launches:
         self._lock = threading.Lock()
         self._found: dict[str, tuple[PackLocation | None, float]] = {}
         self._launches: dict[str, Launch] = {}
+        self._before: dict[str, Launch] = {}
         self.enabled = True
 
     def begin(self, store: Store, descriptor: Descriptor, manifest: Manifest) -> Launch | None:
@@ -111,8 +112,19 @@ class Launches:
         kept = self._directory / parse_digest(location.digest)
         launch = Launch(store, location, kept, self._timeline, self._put_pages)
         with self._lock:
+            if running is not None:
+                self._before[descriptor.digest] = running
             self._launches[descriptor.digest] = launch
         return launch
+
+    def abandon(self, digest: str, launch: Launch, reason: str) -> None:
+        """End a launch that is not needed; the one before it is the last one again."""
+        launch.stop(reason)
+        with self._lock:
+            if self._launches.get(digest) is launch:
+                del self._launches[digest]
+                if digest in self._before:
+                    self._launches[digest] = self._before.pop(digest)
 
     def of(self, digest: str) -> Launch | None:
         """The last launch of the image with this manifest."""

@@ -1,0 +1,182 @@
+"""Launch packs from the first recording to the last start: requests that are counted, reads that are not made."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
+from lazyfs.formats.oci import PACK_ANNOTATION, PACK_TYPE, PackLocation
+from lazyfs.formats.profile import FIRST_LINE, parse
+from lazyfs.stores import open_store, parse_reference
+from tests.faults import FaultServer
+from tests.stores.test_referrers import ModernRegistry
+
+from .conftest import Node, blob, layout_of, lazyfs, manifest_of, succeed
+
+pytestmark = pytest.mark.root
+SAID = "ready small\n"
+
+
+@pytest.fixture(scope="module")
+def profile(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the small image's own start, to its end."""
+    directory = tmp_path_factory.mktemp("profile")
+    file = directory / "small.profile"
+    succeed(lazyfs("--root", directory / "node", "profile", small, "--no-attach", "-o", file))
+    assert list((directory / "node").iterdir()) == [], "the node of the recording is gone"
+    return file
+
+
+@pytest.fixture
+def registry() -> Iterator[tuple[FaultServer, ModernRegistry]]:
+    memory = ModernRegistry()
+    with FaultServer(memory) as server:
+        yield server, memory
+
+
+def serve(memory: ModernRegistry, host: str, reference: str) -> str:
+    """The image, with what refers to it, in the registry as `app:v1`."""
+    target = f"docker://{host}/app:v1"
+    succeed(lazyfs("copy", reference, target))
+    return target
+
+
+def requests(server: FaultServer) -> list[str]:
+    return [f"{seen.method} {seen.path.split('/')[3]}" for seen in server.seen]
+
+
+def reads(node: Node) -> list[dict[str, Any]]:
+    return list(DaemonClient(NodePaths(node.root)).timeline(0.0)["reads"])
+
+
+def launches(node: Node) -> list[dict[str, Any]]:
+    return list(node.status()["launches"])
+
+
+def test_a_profile_says_what_a_start_touches(profile: Path, small: str, tmp_path: Path) -> None:
+    text = profile.read_text()
+    assert text.startswith(FIRST_LINE)
+    paths = {touch.path for touch in parse(text)}
+    assert b"srv/app/entry.sh" in paths
+    assert any(path.startswith(b"bin/") for path in paths)
+    assert not any(b"random" in path or b"many/" in path for path in paths)
+    merged = tmp_path / "merged"
+    succeed(lazyfs("profile", "merge", profile, profile, "-o", merged))
+    assert parse(merged.read_text()) == parse(text)
+    shown = succeed(lazyfs("profile", "show", profile, "--svg", tmp_path / "p.svg")).stdout
+    assert "srv/app/entry.sh" in shown
+    assert "srv/app/entry.sh" in (tmp_path / "p.svg").read_text()
+
+
+def test_one_request_after_the_manifest(
+    profile: Path,
+    small: str,
+    tmp_path: Path,
+    make_node: Callable[..., Node],
+    registry: tuple[FaultServer, ModernRegistry],
+) -> None:
+    server, memory = registry
+    packed = f"oci:{tmp_path}/packed:small"
+    succeed(lazyfs("convert", "--profile", profile, small, packed))
+    location = PackLocation.parse(manifest_of(packed)["layers"][0]["annotations"][PACK_ANNOTATION])
+    target = serve(memory, server.host, packed)
+    node = make_node()
+    server.seen.clear()
+    assert succeed(node.run(target)).stdout == SAID
+    assert requests(server) == ["GET manifests", "GET blobs"]
+    assert server.seen[-1].path.endswith(location.digest)
+    (launch,) = launches(node)
+    assert (launch["state"], launch["missed"], launch["overtaken"]) == ("done", 0, 0)
+    assert launch["units"] > 0
+    assert node.status()["store_bytes"] >= location.size
+    # What the kernel had to ask for was on its way or here already.
+    assert sum(read["waited"] for read in reads(node)) <= launch["waited"]
+
+
+def test_two_requests_with_a_list_of_referrers(
+    profile: Path,
+    copied_small: str,
+    make_node: Callable[..., Node],
+    registry: tuple[FaultServer, ModernRegistry],
+) -> None:
+    server, memory = registry
+    target = serve(memory, server.host, copied_small)
+    said = json.loads(succeed(lazyfs("profile", "attach", "--json", profile, target)).stdout)
+    assert said["gone"] == []
+    node = make_node()
+    server.seen.clear()
+    assert succeed(node.run(target)).stdout == SAID
+    assert requests(server) == ["GET manifests", "GET referrers", "GET blobs"]
+    assert launches(node)[0]["pack"] == said["pack"]
+    # Again, with a cold kernel: nothing of it is asked for again.
+    server.seen.clear()
+    assert succeed(node.run(target)).stdout == SAID
+    assert requests(server) == ["GET manifests"]
+
+
+def test_a_pack_that_lies_is_refused_and_the_start_goes_on(
+    profile: Path, copied_small: str, node: Node
+) -> None:
+    said = json.loads(succeed(lazyfs("profile", "attach", "--json", profile, copied_small)).stdout)
+    file = blob(layout_of(copied_small), said["pack"])
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    assert succeed(node.run(copied_small)).stdout == SAID
+    status = node.status()
+    assert status["launches"][0]["state"] == "refused"
+    assert any("launch pack" in reason for reason in status["recent_failures"])
+    assert "refused" in succeed(node("status")).stdout
+
+
+def test_a_pack_that_is_gone_costs_a_line_in_status(profile: Path, copied_small: str, node: Node) -> None:
+    said = json.loads(succeed(lazyfs("profile", "attach", "--json", profile, copied_small)).stdout)
+    blob(layout_of(copied_small), said["pack"]).unlink()
+    assert succeed(node.run(copied_small)).stdout == SAID
+    assert launches(node)[0]["state"] == "refused"
+
+
+def test_a_start_without_a_pack_is_learned_from(copied_small: str, node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "learned.profile"
+    assert node("profile", "learned", copied_small).returncode == 3, "no daemon runs"
+    assert succeed(node.run(copied_small)).stdout == SAID
+    succeed(node("profile", "learned", copied_small, "-o", file))
+    assert b"srv/app/entry.sh" in {touch.path for touch in parse(file.read_text())}
+    succeed(lazyfs("profile", "attach", file, copied_small))
+    with open_store(parse_reference(copied_small)) as store:
+        (found,) = store.referrers(store.resolve("small").digest, PACK_TYPE)
+    assert PACK_ANNOTATION in found.annotations
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["show", "{file}"], 4, "does not begin with"),
+        (["attach", "{file}", "{image}"], 4, "does not begin with"),
+        (["{image}", "--ready", "tomorrow"], 2, "log:TEXT"),
+        (
+            ["{image}", "--no-attach", "--ready", "log:never said", "--timeout", "60"],
+            7,
+            "ended before it was ready",
+        ),
+        (
+            ["{image}", "--no-attach", "--ready", "exec:false", "--timeout", "60"],
+            7,
+            "ended before it was ready",
+        ),
+    ],
+)
+def test_errors_of_profiles(
+    copied_small: str, node: Node, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    file = tmp_path / "bad.profile"
+    file.write_text("usr/bin/env 0\n")
+    filled = [word.format(file=file, image=copied_small) for word in words]
+    result = node("profile", *filled)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
