@@ -163,12 +163,13 @@ class NodeCache(Surroundings):
         goal = int(directory.limit * LOW_WATER) if used > directory.limit * HIGH_WATER else used
         goal = min(goal, used - need)
         while directory.used > goal:
-            before = directory.used
+            need = directory.used - goal
             names = [name for name in directory.names() if name not in self.pinned]
-            self.drop(self.choose(names, partial(oldest, need=before - goal)))
-            if directory.measure() >= before:
+            dropped = self.drop(self.choose(names, partial(oldest, need=need)))
+            directory.measure()
+            if not dropped:
                 directory.rest()
-                if before > directory.limit:
+                if directory.used > directory.limit:
                     self._report(f"{directory.path}: what is pinned or mounted is more than the limit")
                 break
 
@@ -308,6 +309,7 @@ class NodeCache(Surroundings):
 
     def _make_room_soon(self, directory: CacheDirectory, need: int) -> None:
         def make() -> None:
+            self.now = int(time.time())  # what comes and goes this fast needs a finer clock
             try:
                 self.make_room(directory, need)
             except Exception:  # nobody waits for this future
