@@ -62,6 +62,7 @@ class NodeCache(Surroundings):
         self._open: dict[str, LayerCache] = {}
         self._idle: OrderedDict[str, LayerCache] = OrderedDict()
         self._index = DigestIndex()
+        self._checked: set[CacheDirectory] = set()
         self._making_room = False
         self._saved = 0
         self._copied_bytes = self._damaged = self._not_kept = 0
@@ -162,6 +163,8 @@ class NodeCache(Surroundings):
         used = directory.measure()
         goal = int(directory.limit * LOW_WATER) if used > directory.limit * HIGH_WATER else used
         goal = min(goal, used - need)
+        if directory.used > goal:
+            self._remove_unknown(directory)
         while directory.used > goal:
             need = directory.used - goal
             names = [name for name in directory.names() if name not in self.pinned]
@@ -293,6 +296,20 @@ class NodeCache(Surroundings):
                     with suppress(OSError):
                         directory.remove(name)
                 known.add(name)
+
+    def _remove_unknown(self, directory: CacheDirectory) -> None:
+        """What nobody has open and does not say what it is can neither be shared nor dropped by parts. A daemon makes
+        no such thing; a crash may have: looking once is enough."""
+        if directory in self._checked:
+            return
+        with self._opening:
+            self._checked.add(directory)
+            for name in directory.names():
+                path = directory.path / name
+                if name not in self._all and not (path / "held").exists() and load_table(path) is None:
+                    with suppress(OSError):
+                        directory.remove(name)
+            directory.measure()
 
     def _index_all(self) -> None:
         for name in self.names():

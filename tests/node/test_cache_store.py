@@ -171,6 +171,22 @@ def test_a_full_cache_takes_nothing_in_and_says_so(node: Nodes) -> None:
     assert present(each) == kept
 
 
+def test_what_does_not_say_what_it_is_goes_first(node: Nodes) -> None:
+    layer, other = Layer([64 * KIB] * 10), Layer([64 * KIB] * 10, seed=1)
+    before = node()
+    torn = before.open(name(1), layer.chunks)
+    fill(torn, layer)
+    before.close()
+    table = torn.directory / "chunks"
+    table.write_bytes(table.read_bytes()[:-1])
+    after = node()
+    each = after.open(name(2), other.chunks)
+    fill(each, other)
+    after.make_room(after.directories[0], 64 * KIB)
+    assert after.names() == [name(2)]
+    assert all(present(each))
+
+
 def test_when_chunks_were_read_outlives_a_kill(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer([64 * KIB] * 3)
     killed = node()
