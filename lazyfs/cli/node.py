@@ -126,7 +126,7 @@ def upgrade(context: click.Context, root: Path | None) -> None:
 
     \b
     Example:
-      pip install --upgrade 'lazyfs[node]' && lazyfs upgrade
+      lazyfs upgrade       after: pip install --upgrade 'lazyfs[node]'
     """
     import os
     import subprocess

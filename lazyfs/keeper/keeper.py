@@ -92,7 +92,7 @@ class Keeper:
         while not (self._stopping and not (self._serving or self._coming)) and not self.exec_request:
             until = self._next_tick if self._resume_at is None else min(self._next_tick, self._resume_at)
             for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
-                key.data()
+                self._handle(key)
             if self._signalled:
                 self.stop()
             if self.exec_request and not self._settled():
@@ -102,12 +102,18 @@ class Keeper:
             now = time.monotonic()
             if now >= self._next_tick:
                 self._next_tick = now + PING_SECONDS
-                self._tick()
+                _guarded(self._tick)
             if self._resume_at is not None and now >= self._resume_at:
                 self._try_again()
             if give_up and self._failures and not self._has_served:
                 self._stopping = True
                 self._resume_at = None
+
+    def _handle(self, key: selectors.SelectorKey) -> None:
+        # What was handled before it may have closed it.
+        if self._selector.get_map().get(key.fd) is not key:
+            return
+        _guarded(key.data)
 
     def possessions(self) -> Possessions:
         if self._possessions is None:
@@ -374,6 +380,13 @@ def _pause(failures: int, *, innocent: bool) -> float:
     if innocent:
         return 0.0 if failures <= FREE_FAILURES else LONGEST_PAUSE_INNOCENT
     return min(LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
+
+
+def _guarded(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except Exception:  # a defect of the keeper must not cost every container of the node
+        log.exception("the keeper goes on")
 
 
 def _was_good(daemon: Daemon) -> bool:

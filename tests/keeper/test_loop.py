@@ -1,0 +1,63 @@
+"""The keeper's loop with daemons that are scripts: what it does when everything happens at once."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from lazyfs.config import NodePaths
+from lazyfs.keeper import keeper as keeper_module
+from lazyfs.keeper import link
+from lazyfs.keeper.child import SERVING, Daemon, adopted
+from lazyfs.keeper.keeper import LONGEST_PAUSE, LONGEST_PAUSE_INNOCENT, Keeper, _pause
+from tests.daemon.processes import end
+
+
+@pytest.fixture
+def started() -> list[Daemon]:
+    return []
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, started: list[Daemon], monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    def spawn(paths: NodePaths, user: str) -> Daemon:
+        ours, theirs = link.pair()
+        os.set_inheritable(theirs.fileno(), True)
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+        theirs.close()
+        started.append(adopted(pid, ours, ours=True, stage=SERVING))
+        return started[-1]
+
+    monkeypatch.setattr(keeper_module, "spawn", spawn)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    made = Keeper(NodePaths(tmp_path), "root", link.listen(tmp_path / "sock", socket.SOCK_SEQPACKET), -1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return made
+
+
+def test_end_and_end_of_the_link_come_together(keeper: Keeper, started: list[Daemon]) -> None:
+    """The first closes what the second was about."""
+    keeper.start()
+    end([started[0].pid])
+    daemon = started[0]
+    gone = [key for key in keeper._selector.get_map().values() if key.fileobj == daemon.process]
+    listening = [key for key in keeper._selector.get_map().values() if key.fileobj is daemon.link]
+    for key in (*gone, *listening):
+        keeper._handle(key)
+    assert daemon.link.fileno() == -1
+    assert keeper.status()["last_end"] == f"daemon {daemon.pid} was killed by SIGKILL"
+    keeper.close()
+    keeper._control.close()
+
+
+def test_pauses_grow_for_who_fails_alone() -> None:
+    failing = [_pause(count, innocent=False) for count in range(12)]
+    assert failing[0] == 0.0
+    assert failing == sorted(failing)
+    assert failing[-1] == LONGEST_PAUSE
+    killed = [_pause(count, innocent=True) for count in range(12)]
+    assert killed[0] == 0.0
+    assert max(killed) == LONGEST_PAUSE_INNOCENT
