@@ -69,6 +69,8 @@ class LayerCache:
         self._syncing: npt.NDArray[np.bool_] | None = None
         self._writing: Counter[int] = Counter()
         self._punching: set[int] = set()
+        self._ready = False
+        self._map = self._new_map(directory)
         self._settle_in(directory)
         try:
             self._prepare()
@@ -165,13 +167,13 @@ class LayerCache:
         False and OSError as from `put`.
         """
         first, start = int(self._first_unit[index]), int(self.chunks.start[index])
-        with self._writing_to(index, sum(map(len, units.values()))) as admitted:
-            if admitted:
+        with self._writing_to(index, sum(map(len, units.values()))) as home:
+            if home is not None:
                 for unit, plain in units.items():
                     self._write(start + unit * UNIT_SIZE, plain)
-                    self._map.set_proof(first + unit, hashlib.sha256(plain).digest())
-                    self._mark_written(first + unit, first + unit + 1, index)
-        return admitted
+                    home.set_proof(first + unit, hashlib.sha256(plain).digest())
+                    self._mark_written(home, first + unit, first + unit + 1, index)
+        return home is not None
 
     def recheck(self, index: int) -> bytes | None:
         """The bytes of a chunk, if this machine has them after all: in doubt here, or in another layer.
@@ -254,12 +256,21 @@ class LayerCache:
                 self._map.save_times()
 
     def move(self, directory: Path) -> None:
-        """Start anew, with nothing, in another directory: the disk of this one is lost."""
+        """Start anew, with nothing, in another directory: the disk of this one is lost.
+
+        What was begun here does not count there: a sync settles nothing more, a write marks nothing. The marks go
+        first, then the generation rises, then the data is another, as with `drop`.
+        """
         with self._lock:
-            if not self._hold:
-                self._let_go()
-                self._settle_in(directory)
-                self._generation += 1
+            if self._hold:
+                return
+            self._ready = False
+            if self._syncing is not None:
+                self._syncing[:] = False
+            self._let_go()
+            self._map = self._new_map(directory)
+            self._generation += 1
+            self._settle_in(directory)
 
     def present_bytes(self) -> int:
         """Bytes of the device that are here, in whole units."""
@@ -274,12 +285,13 @@ class LayerCache:
         units = np.add.reduceat(there, self._first_unit[:-1], dtype=np.int64)
         return np.asarray(np.minimum(units * UNIT_SIZE, np.diff(self.chunks.start)), np.int64)
 
+    def _new_map(self, directory: Path) -> UnitMap:
+        return UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
+
     def _settle_in(self, directory: Path) -> None:
         self.directory = directory
         self._data = str(directory / "data")
-        self._ready = False
         self._hold = Hold(directory, self._boot)
-        self._map = UnitMap(directory, int(self._first_unit[-1]), len(self.chunks), self._boot, self._files)
 
     def _prepare(self) -> None:
         self.directory.mkdir(exist_ok=True)  # not its parent: that may be where a disk was mounted
@@ -309,11 +321,13 @@ class LayerCache:
                 return None
 
     def _put(self, index: int, plain: bytes, room: int) -> bool:
-        with self._writing_to(index, room) as admitted:
-            if admitted:
+        with self._writing_to(index, room) as home:
+            if home is not None:
                 self._write(int(self.chunks.start[index]), plain)
-                self._mark_written(int(self._first_unit[index]), int(self._first_unit[index + 1]), index)
-        return admitted
+                self._mark_written(
+                    home, int(self._first_unit[index]), int(self._first_unit[index + 1]), index
+                )
+        return home is not None
 
     def _copy(self, index: int) -> bytes | None:
         """Take over what another layer has of the chunk; its bytes, if that makes it whole."""
@@ -332,8 +346,8 @@ class LayerCache:
         return None
 
     @contextmanager
-    def _writing_to(self, index: int, size: int) -> Iterator[bool]:
-        """Whether the chunk may be written to inside; nobody drops it then."""
+    def _writing_to(self, index: int, size: int) -> Iterator[UnitMap | None]:
+        """The map for its marks, if the chunk may be written to inside; nobody drops it then."""
         try:
             with self._lock:
                 if not self._ready:
@@ -343,8 +357,9 @@ class LayerCache:
                 admitted = index not in self._punching and self._shared.admit(self, size)
                 if admitted:
                     self._writing[index] += 1
+                home = self._map
             try:
-                yield admitted
+                yield home if admitted else None
             finally:
                 if admitted:
                     self._shared.arrived(self, size)
@@ -358,8 +373,10 @@ class LayerCache:
         with self._files.open(self._data) as descriptor:
             write_all(descriptor, plain, offset)
 
-    def _mark_written(self, first: int, stop: int, index: int) -> None:
+    def _mark_written(self, home: UnitMap, first: int, stop: int, index: int) -> None:
         with self._lock:
+            if home is not self._map:
+                return  # the layer has moved meanwhile, and these bytes have not
             self._map.mark(first, stop, WRITTEN)
             self._not_synced(range(index, index + 1))
         self._map.used[index] = self._shared.now

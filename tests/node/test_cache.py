@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -324,6 +325,38 @@ def test_what_is_held_is_not_dropped(directory: Path, layer: Layer) -> None:
     assert present(cache) == [True] * 3
     cache.release()
     assert cache.drop([0, 1]) == 2
+    cache.close()
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite", "pread"])
+def test_a_layer_moves_while_somebody_is_at_it(
+    directory: Path, layer: Layer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What was begun where it lay counts nowhere."""
+    elsewhere = directory.parent / "elsewhere" / TOC_NAME
+    elsewhere.parent.mkdir()
+    cache = filled(directory, layer)
+    original = getattr(os, call)
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(os, call, original)
+        cache.move(elsewhere)
+        cache.put(1, layer.plain(1))
+        return original(*arguments)
+
+    monkeypatch.setattr(os, call, late)
+    if call == "fdatasync":
+        cache.flush()
+    elif call == "pwrite":
+        cache.put(0, layer.plain(0))
+    else:
+        assert cache.read(0, 1000) is None
+    assert cache.directory == elsewhere
+    assert present(cache) == [False, True, False]
+    cache.flush()
+    cache.close()
+    cache = LayerCache(elsewhere, layer.chunks, NEXT_BOOT)
+    assert present(cache) == [False, True, False]
     cache.close()
 
 

@@ -125,7 +125,7 @@ def test_the_same_chunk_at_another_length_is_another_chunk(node: Nodes) -> None:
     assert cache._index.find(layer.chunks.digest(0), 40 * KIB + 512) == []
 
 
-def test_the_limit_is_kept_by_dropping_the_oldest(node: Nodes) -> None:
+def test_the_limit_is_kept_by_dropping_the_oldest(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, size = 2 << 20, 700 * KIB
     cache = node(Limit(limit))
     (directory,) = cache.directories
@@ -133,6 +133,7 @@ def test_the_limit_is_kept_by_dropping_the_oldest(node: Nodes) -> None:
     caches = []
     for number, layer in enumerate(layers):
         cache.now = 1000 + number
+        monkeypatch.setattr(time, "time", lambda now=cache.now: float(now))
         cache.make_room(directory, max(0, directory.measure() + size - limit))
         caches.append(cache.open(name(number), layer.chunks))
         fill(caches[-1], layer)
