@@ -25,6 +25,7 @@ from benchmarks import (
     cache_speed,
     convert_speed,
     dedup,
+    docker_start,
     kill_daemon,
     link,
     run_speed,
@@ -150,6 +151,12 @@ def _kills(cache: Path, results: Path) -> list[Row]:
     return outcome.rows()
 
 
+def _docker(cache: Path, results: Path) -> list[Row]:
+    starts = docker_start.measure(cache, docker_start.RUNS)
+    write_json(results, starts)
+    return docker_start.rows(starts)
+
+
 def _machine() -> str:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return (
@@ -167,6 +174,7 @@ MEASURES: Mapping[str, Measure] = {
     "convert_speed": _conversions,
     "links": _links,
     "kill_daemon": _kills,
+    "docker_start": _docker,
 }
 
 

@@ -1,0 +1,49 @@
+"""Engines of today, built once by Go into .cache/tools and kept: containerd 2 takes half a minute, Docker two."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from benchmarks.process import FailedError
+
+_TOOLS = Path(__file__).parent.parent / ".cache" / "tools"
+_GO = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
+_CONTAINERD = "github.com/containerd/containerd/v2/cmd"
+_REASON = 300  # characters
+
+
+def containerd_2() -> Path:
+    """The directory of containerd 2, ctr and the shim; FailedError where they are not there and cannot be built."""
+    names = ("containerd", "ctr", "containerd-shim-runc-v2")
+    return _built("containerd-2.3.3", [f"{_CONTAINERD}/{name}@v2.3.3" for name in names])
+
+
+def docker() -> Path:
+    """The directory of dockerd."""
+    return _built("dockerd-2.0.0-beta.5", ["github.com/moby/moby/v2/cmd/dockerd@v2.0.0-beta.5"])
+
+
+def _built(name: str, packages: list[str]) -> Path:
+    directory = _TOOLS / name
+    if not (directory / ".complete").exists():
+        if _GO is None:
+            raise FailedError(f"{name} is not there, and no Go to build it")
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (directory / ".complete").exists():
+                _build(directory, packages)
+    return directory
+
+
+def _build(directory: Path, packages: list[str]) -> None:
+    # Without cgo no headers of nftables are asked for, and what is built runs everywhere.
+    environment = os.environ | {"GOBIN": str(directory), "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+    done = subprocess.run(
+        [str(_GO), "install", *packages], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise FailedError(f"{directory.name} cannot be built here: {done.stderr[-_REASON:]}")
+    (directory / ".complete").touch()
