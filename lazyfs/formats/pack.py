@@ -72,6 +72,7 @@ class Unit:
     number: int
     offset: int
     plain: memoryview
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +334,12 @@ class Pack:
         at = 0
         for (layer, chunk, number), (offset, length) in zip(places, spans, strict=True):
             piece = plain[at : at + length]
-            if hashlib.sha256(piece).digest() != self._digest(layer, chunk, number):
+            digest = hashlib.sha256(piece).digest()
+            if digest != self._digest(layer, chunk, number):
                 raise IntegrityError(
                     f"launch pack: unit {number} of chunk {chunk} of layer {layer} is not what the image has there"
                 )
-            units.append(Unit(layer, chunk, number, offset, piece))
+            units.append(Unit(layer, chunk, number, offset, piece, digest))
             at += length
         return units
 

@@ -161,18 +161,24 @@ class LayerCache:
         """As `put_units`, for one."""
         return self.put_units(index, {unit: plain})
 
-    def put_units(self, index: int, units: Mapping[int, bytes]) -> bool:
+    def put_units(
+        self, index: int, units: Mapping[int, bytes], digests: Mapping[int, bytes] | None = None
+    ) -> bool:
         """Keep verified units of a chunk whose other units may be missing; units count from the chunk's first.
 
-        False and OSError as from `put`.
+        `digests` are theirs, if they are known. False and OSError as from `put`.
         """
         first, start = int(self._first_unit[index]), int(self.chunks.start[index])
         with self._writing_to(index, sum(map(len, units.values()))) as home:
             if home is not None:
-                for unit, plain in units.items():
-                    self._write(start + unit * UNIT_SIZE, plain)
-                    home.set_proof(first + unit, hashlib.sha256(plain).digest())
-                    self._mark_written(home, first + unit, first + unit + 1, index)
+                for run in _runs(units):
+                    plain = [units[unit] for unit in run]
+                    proofs = [
+                        digests[unit] if digests else hashlib.sha256(units[unit]).digest() for unit in run
+                    ]
+                    self._write(start + run.start * UNIT_SIZE, b"".join(plain))
+                    home.set_proof(first + run.start, b"".join(proofs))
+                    self._mark_written(home, first + run.start, first + run.stop, index)
         return home is not None
 
     def recheck(self, index: int) -> bytes | None:
@@ -432,3 +438,14 @@ class LayerCache:
             log.warning("reading the cache failed: %s", error.strerror)
             return None
         return data if len(data) == length else None
+
+
+def _runs(units: Iterable[int]) -> list[range]:
+    """Neighbours together: each write to the disk costs a system call."""
+    runs: list[range] = []
+    for unit in sorted(units):
+        if runs and runs[-1].stop == unit:
+            runs[-1] = range(runs[-1].start, unit + 1)
+        else:
+            runs.append(range(unit, unit + 1))
+    return runs

@@ -83,6 +83,7 @@ class UnitMap:
         self.states[first : first + len(states)] = states
 
     def set_proof(self, unit: int, digest: bytes) -> None:
+        """The digest of a unit; or of several, one behind the other, from `unit` on."""
         with self._files.open(self._path) as descriptor:
             write_all(descriptor, digest, self._proofs_at + DIGEST_SIZE * unit)
 

@@ -262,12 +262,14 @@ class Launch:
             self._ready.put(frame)
 
     def _keep(self, units: list[pack.Unit]) -> None:
-        together: dict[tuple[int, int], dict[int, bytes]] = {}
+        together: dict[tuple[int, int], list[pack.Unit]] = {}
         for unit in units:
-            together.setdefault((unit.layer, unit.chunk), {})[unit.number] = bytes(unit.plain)
+            together.setdefault((unit.layer, unit.chunk), []).append(unit)
         for (layer, chunk), found in together.items():
+            plain = {unit.number: bytes(unit.plain) for unit in found}
+            digests = {unit.number: unit.digest for unit in found}
             try:
-                self._layers[layer].cache.put_units(chunk, found)
+                self._layers[layer].cache.put_units(chunk, plain, digests)
             except OSError as error:
                 # A full or failing disk costs speed, never a read.
                 self._timeline.cache_failed(f"launch pack: {error.strerror}")
@@ -436,21 +438,23 @@ def page_ranges(
 
     A page that reaches into a unit which is not there is left out: the unit that comes later brings it.
     """
-    ranges: list[tuple[int, int, int]] = []
-    for layer, chunk, unit in places:
-        cache = layers[layer].cache
-        table = cache.chunks
-        start = int(table.start[chunk]) + unit * UNIT_SIZE
-        end = start + unit_length(table, chunk, unit)
-        low, high = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, table.device_size)
-        if low < start and cache.read(low, start - low) is None:
-            low += PAGE
-        if high > end and cache.read(end, high - end) is None:
-            high -= PAGE
-        if low >= high:
-            continue
-        if ranges and ranges[-1][0] == layer and low <= ranges[-1][2]:
-            ranges[-1] = (layer, ranges[-1][1], max(high, ranges[-1][2]))
-        else:
-            ranges.append((layer, low, high))
-    return ranges
+    together: list[tuple[int, int, int]] = []
+    for layer, chunk, units in by_chunk(places):
+        table = layers[layer].cache.chunks
+        for unit in units:
+            start = int(table.start[chunk]) + unit * UNIT_SIZE
+            end = start + unit_length(table, chunk, unit)
+            if together and together[-1][0] == layer and together[-1][2] == start:
+                together[-1] = (layer, together[-1][1], end)
+            else:
+                together.append((layer, start, end))
+    return [found for each in together if (found := _whole_pages(*each, layers[each[0]].cache))]
+
+
+def _whole_pages(layer: int, start: int, end: int, cache: LayerCache) -> tuple[int, int, int] | None:
+    low, high = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, cache.chunks.device_size)
+    if low < start and cache.read(low, start - low) is None:
+        low += PAGE
+    if high > end and cache.read(end, high - end) is None:
+        high -= PAGE
+    return (layer, low, high) if low < high else None
