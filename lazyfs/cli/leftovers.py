@@ -21,6 +21,7 @@ from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
 _TORN = ".new-*"
+_ROUNDS = 3
 _TORN_AGE = 3600.0
 """Seconds after which nobody writes to a file any more that has its first name yet."""
 
@@ -57,6 +58,14 @@ def find_leftovers(paths: NodePaths) -> list[Leftover]:
         for path in paths.state.glob("*.damaged")
     ]
     return found
+
+
+def mend_leftovers(paths: NodePaths) -> Iterator[Leftover]:
+    """Each as it is taken away. In rounds, since a mount that is gone leaves its mount point."""
+    for _ in range(_ROUNDS):
+        for left in find_leftovers(paths):
+            left.mend()
+            yield left
 
 
 def _ignore(_: object) -> None:

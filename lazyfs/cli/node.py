@@ -96,12 +96,11 @@ def doctor(context: click.Context, repair: bool, as_json: bool, root: Path | Non
       lazyfs doctor --repair
     """
     from lazyfs.cli.diagnosis import diagnose
-    from lazyfs.cli.leftovers import find_leftovers
+    from lazyfs.cli.leftovers import mend_leftovers
     from lazyfs.errors import NodeError
 
     if repair:
-        for left in find_leftovers(node_paths(context, root)):
-            left.mend()
+        for left in mend_leftovers(node_paths(context, root)):
             click.echo(f"mended: {left.what}", err=True)
     findings = diagnose(node_paths(context, root))
     if as_json:
