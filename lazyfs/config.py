@@ -5,7 +5,6 @@ one machine and removing the directory removes the node.
 """
 
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +141,8 @@ MAX_SETTINGS = 1 << 20
 
 def read_settings(paths: NodePaths, section: str) -> dict[str, Any]:
     """One section of the node's `config.toml`, {} where there is none. UsageError when the file cannot be meant."""
+    import tomllib
+
     try:
         data = paths.settings.read_bytes()
         if len(data) > MAX_SETTINGS:

@@ -15,15 +15,15 @@ from pathlib import Path
 from lazyfs.config import NodePaths
 from lazyfs.daemon.privileges import drop
 from lazyfs.errors import LazyfsError, NodeError
-from lazyfs.keeper import link
+from lazyfs.keeper import account, link
 from lazyfs.keeper.link import Possessions
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lazyfs-daemon", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--root", type=Path)
     parser.add_argument("--link", type=int, required=True)
-    parser.add_argument("--user", required=True)
+    parser.add_argument("--user")
     options = parser.parse_args()
     levels = logging.getLevelNamesMapping()
     logging.basicConfig(
@@ -33,7 +33,7 @@ def main() -> int:
     keeper = socket.socket(fileno=options.link)
     keeper.set_inheritable(False)
     try:
-        drop(options.user)
+        drop(account.choose(options.user).name)
         _run(NodePaths.choose(options.root), keeper)
     except EOFError:
         return 0  # the keeper went before there was anything to serve

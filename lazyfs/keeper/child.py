@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.keeper import link
+from lazyfs.keeper.early import Early, spawn_daemon
 
 STARTING, STANDBY, SERVING, ENDING = "starting", "standby", "serving", "ending"
 
@@ -98,26 +98,13 @@ class Daemon:
 
 
 def spawn(paths: NodePaths, user: str) -> Daemon:
-    """Start a daemon, which stands by until it is told to serve. It outlives this process. Raises OSError."""
-    ours, theirs = link.pair()
-    try:
-        os.set_inheritable(theirs.fileno(), True)
-        command = [sys.executable, "-m", "lazyfs.daemon", "--root", str(paths.root)]
-        command += ["--link", str(theirs.fileno()), "--user", user]
-        pid = os.posix_spawn(
-            sys.executable,
-            command,
-            {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE),
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    return _daemon(pid, ours, ours_to_wait=True)
+    """Start a daemon, which stands by until it is told to serve. Raises OSError."""
+    return started(spawn_daemon({"--root": str(paths.root), "--user": user}))
+
+
+def started(early: Early) -> Daemon:
+    pid, end = early
+    return _daemon(pid, end, ours_to_wait=True)
 
 
 def adopted(pid: int, end: socket.socket, *, ours: bool, stage: str) -> Daemon:

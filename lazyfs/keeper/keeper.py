@@ -18,7 +18,8 @@ from lazyfs import __version__
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.keeper import link, systemd
-from lazyfs.keeper.child import ENDING, SERVING, STANDBY, STARTING, Daemon, spawn
+from lazyfs.keeper.child import ENDING, SERVING, STANDBY, STARTING, Daemon, spawn, started
+from lazyfs.keeper.early import Early
 from lazyfs.keeper.link import Possessions
 from lazyfs.keeper.refusal import refuse
 from lazyfs.mount.read_ahead import restore_read_ahead
@@ -67,10 +68,11 @@ class Keeper:
 
     # What the keeper is given before it runs.
 
-    def start(self) -> None:
-        """Have a daemon start, to serve when there is something to serve. Raises OSError."""
+    def start(self, early: Early | None = None) -> None:
+        """Have a daemon start, or take one that was; to serve when there is something to serve. Raises OSError."""
         self._resume_at = None
-        self._coming = self._watch(spawn(self._paths, self._user))
+        daemon = started(early) if early is not None else spawn(self._paths, self._user)
+        self._coming = self._watch(daemon)
 
     def adopt(self, daemon: Daemon) -> None:
         """Watch a daemon that serves already."""

@@ -18,7 +18,6 @@ from lazyfs.keeper import link, systemd
 from lazyfs.keeper.child import SERVING, Daemon, adopted
 from lazyfs.keeper.link import Possessions
 from lazyfs.mount.connection import FUSE_KIND, open_and_mount
-from lazyfs.mount.images import release_unused
 from lazyfs.mount.mountinfo import list_mounts, mount_at
 from lazyfs.mount.syscalls import unmount
 
@@ -94,7 +93,10 @@ def _clear(paths: NodePaths) -> None:
     if list_mounts(paths.fuse):
         log.warning("%s was left mounted, and its connection is lost; unmounting it", paths.fuse)
         unmount(paths.fuse, detach=True)
-    release_unused(paths)
+    if list_mounts(paths.images):
+        from lazyfs.mount.images import release_unused
+
+        release_unused(paths)
 
 
 def _adopt(paths: NodePaths) -> tuple[Possessions, Daemon] | None:
