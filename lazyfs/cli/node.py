@@ -11,15 +11,17 @@ from lazyfs.draw.svg import byte_words
 
 
 @click.command(short_help="What is here, and what was fetched.")
+@click.option("--packs", is_flag=True, help="Look how much of the launch packs in use was read (a second).")
 @json_option
 @root_option
 @click.pass_context
-def status(context: click.Context, as_json: bool, root: Path | None) -> None:
+def status(context: click.Context, packs: bool, as_json: bool, root: Path | None) -> None:
     """Show what the node serves and what it has fetched. Exit code 3 when no daemon runs.
 
     \b
     Examples:
       lazyfs status
+      lazyfs status --packs
       lazyfs status --json | jq .pid
     """
     from lazyfs.daemon.client import DaemonClient
@@ -32,6 +34,10 @@ def status(context: click.Context, as_json: bool, root: Path | None) -> None:
     with suppress(NotFoundError):
         values["keeper"] = KeeperClient(paths).status()
     values["mounts"] = [{"target": str(entry.target), "kind": entry.kind} for entry in targets(paths)]
+    if packs:
+        from lazyfs.cli.packs import uses
+
+        values["pack_uses"] = uses(paths, values)
     if as_json:
         print_json(values)
     else:
@@ -55,6 +61,11 @@ def _render(values: dict[str, Any]) -> str:
             f"  image {image['reference']}  {short(image['digest'])}  {byte_words(present)} of {byte_words(total)} here"
         )
     lines += [_launch_line(launch) for launch in values["launches"]]
+    lines += [
+        f"  launch pack of {short(use['image'])}: {use['hits']} units were read, "
+        f"{use['waste']} were not ({byte_words(use['waste_bytes'])})"
+        for use in values.get("pack_uses", [])
+    ]
     lines += [f"  mount {mount['target']} ({mount['kind']})" for mount in values["mounts"]]
     for each in values["cache"]["directories"]:
         line = f"  cache {each['path']}: {byte_words(each['used'])} of {byte_words(each['limit'])}"

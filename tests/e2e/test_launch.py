@@ -152,6 +152,21 @@ def test_a_start_without_a_pack_is_learned_from(copied_small: str, node: Node, t
     assert PACK_ANNOTATION in found.annotations
 
 
+def test_status_tells_hits_from_waste(profile: Path, copied_small: str, node: Node) -> None:
+    wide = profile.with_name("wide.profile")
+    wide.write_text(profile.read_text() + "srv/app/random 0-500\n")
+    succeed(lazyfs("profile", "attach", wide, copied_small))
+    process = node.start("run", "--entrypoint", "", copied_small, "sh", "-c", "echo up; exec sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    (use,) = json.loads(succeed(node("status", "--packs", "--json")).stdout)["pack_uses"]
+    assert use["hits"] > 0
+    assert use["waste"] >= 500 * 4096 // 32768 - 2, "nobody has read that file"
+    assert "were not" in succeed(node("status", "--packs")).stdout
+    process.terminate()
+    process.wait(20)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
