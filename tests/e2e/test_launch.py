@@ -1,6 +1,7 @@
 """Launch packs from the first recording to the last start: requests that are counted, reads that are not made."""
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,15 +157,15 @@ def test_status_tells_hits_from_waste(profile: Path, copied_small: str, node: No
     wide = profile.with_name("wide.profile")
     wide.write_text(profile.read_text() + "srv/app/random 0-500\n")
     succeed(lazyfs("profile", "attach", wide, copied_small))
-    process = node.start("run", "--entrypoint", "", copied_small, "sh", "-c", "echo up; exec sleep 1000")
+    command = ["--entrypoint", "", copied_small, "sh", "-c", "echo up; read line"]
+    process = node.start_run("--interactive", *command, stdin=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     (use,) = json.loads(succeed(node("status", "--packs", "--json")).stdout)["pack_uses"]
     assert use["hits"] > 0
     assert use["waste"] >= 500 * 4096 // 32768 - 2, "nobody has read that file"
     assert "were not" in succeed(node("status", "--packs")).stdout
-    process.terminate()
-    process.wait(20)
+    process.communicate("end\n", timeout=20)
 
 
 @pytest.mark.parametrize(
