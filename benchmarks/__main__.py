@@ -23,6 +23,7 @@ from pathlib import Path
 from benchmarks import (
     bootstrap_speed,
     cache_speed,
+    cold_start,
     convert_speed,
     dedup,
     docker_start,
@@ -40,6 +41,8 @@ TREE_RUNS = 3
 START_RUNS = 7
 BOOTSTRAP_RUNS = 5
 CONVERT_RUNS = 5
+COLD_RUNS = 3
+COLD_WORKLOADS = ("numpy",)
 LARGE_GIB = 8
 KILLS = 30
 
@@ -157,6 +160,12 @@ def _docker(cache: Path, results: Path) -> list[Row]:
     return docker_start.rows(starts)
 
 
+def _cold_starts(cache: Path, results: Path) -> list[Row]:
+    starts, sizes = cold_start.measure(cache, cold_start.LINKS, COLD_WORKLOADS, COLD_RUNS, with_pull=True)
+    write_json(results, [*starts, *sizes])
+    return cold_start.rows(starts, sizes)
+
+
 def _machine() -> str:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return (
@@ -166,6 +175,7 @@ def _machine() -> str:
 
 
 MEASURES: Mapping[str, Measure] = {
+    "cold_start": _cold_starts,
     "tree_speed": _trees,
     "run_speed": _starts,
     "bootstrap_speed": _bootstraps,
