@@ -49,17 +49,18 @@ def run(early: Early | None) -> int:
     ready = _Ready(options.ready_fd, options.start_lock_fd)
     try:
         _keep(NodePaths.choose(options.root), options, ready, early)
-    except LazyfsError as error:
-        log.error("%s", error)
-        ready.tell(error.as_dict())
-        return error.exit_code
-    except OSError as error:
-        failure = NodeError(f"{options.root}: {error}", hint="free some space, or choose another --root")
+    except (LazyfsError, OSError) as error:
+        failure = error if isinstance(error, LazyfsError) else _unforeseen(options.root, error)
+        _dismiss(early)
         log.error("%s", failure)
         ready.tell(failure.as_dict())
         return failure.exit_code
     log.info("ended")
     return 0
+
+
+def _unforeseen(root: Path | None, error: OSError) -> LazyfsError:
+    return NodeError(f"{root}: {error}", hint="free some space, or choose another --root")
 
 
 def _parse() -> argparse.Namespace:
@@ -129,8 +130,7 @@ def _begin(
     keeper = Keeper(paths, user.name, control, own_lock)
     if not isinstance(taken, int):
         possessions, daemon = taken
-        if early is not None:
-            _dismiss(early)
+        _dismiss(early)
         keeper.adopt(daemon)
         keeper.possess(possessions)
         ready.tell({"pid": os.getpid()})
@@ -149,11 +149,15 @@ def _begin(
     return keeper
 
 
-def _dismiss(early: Early) -> None:
-    pid, end = early
-    end.close()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+def _dismiss(early: Early | None) -> None:
+    """End the daemon that was started early, unless it has been waited for already."""
+    if early is not None:
+        pid, end = early
+        end.close()
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _group(name: str | None) -> int | None:
