@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.cli.main import _run as run_cli
-from lazyfs.daemon.client import DaemonClient
+from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.install.containerd import Target, plan_containerd
 from lazyfs.install.files import apply
 from lazyfs.mount.mountinfo import list_mounts
@@ -30,7 +30,7 @@ BASE = """
 version = 3
 root = "{directory}/root"
 state = "{directory}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
+disabled_plugins = ["io.containerd.nri.v1.nri"]
 [grpc]
   address = "{directory}/c.sock"
 [ttrpc]
@@ -55,14 +55,14 @@ class Engine2(Engine):
 
 @contextmanager
 def running_containerd_2(
-    directory: Path, service: Service, listen: tuple[str, int] = DEFAULT_LISTEN
+    directory: Path, service: Service, listen: tuple[str, int] = DEFAULT_LISTEN, more: str = ""
 ) -> Iterator[Engine2]:
     tools = containerd_2()
     engine = Engine2(directory, tools)
     target = Target(directory / "machine", service.socket, service.root, listen)
     config = target.prefix / "etc/containerd/config.toml"
     config.parent.mkdir(parents=True)
-    config.write_text(BASE.format(directory=directory))
+    config.write_text(BASE.format(directory=directory) + more)
     for change in plan_containerd(target).changes:
         apply(change)
     with engine.log.open("ab") as log:
@@ -144,7 +144,7 @@ def test_images_of_buckets_and_directories(
         f'[stores]\nserve = ["s3://{BUCKET}", "oci:{tmp_path}"]\nlisten = "127.0.0.1:{listen[1]}"\n'
     )
     service.start()
-    wait_until(DaemonClient(service.node).is_running, "the node's daemon")
+    ensure_daemon(service.node).status()  # when it answers, it shows its stores as well
     with running_containerd_2(short_directory(), service, listen) as engine:
         certs = engine.directory / "machine/etc/containerd/certs.d"
         for name in (f"s3.lazyfs/{s3.location}:v1", f"oci.lazyfs{tmp_path}/layout:v1"):
