@@ -97,6 +97,7 @@ def convert_layer(
         appendix_start = blob.add_appendix(size, appendix, settings.rules.chunk_size)
         layer_tree = tree.finish(appendix_start)
         strays = data.strays(layer_tree)
+        del tree, data  # of a million files they are as large as all that follows
         document = toc.Toc(
             diff_id=bytes.fromhex(plain.digest),
             stream_size=size,
