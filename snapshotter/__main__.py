@@ -47,6 +47,11 @@ log = logging.getLogger("snapshotter")
     help="The unix socket to serve on.",
 )
 @click.option(
+    "--node",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The directory of the node whose daemon is used. Without it, one of its own below --root is started.",
+)
+@click.option(
     "--image-service",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Serve CRI's image service here, for kubelet's --image-service-endpoint: passwords of pulls are learned.",
@@ -58,7 +63,9 @@ log = logging.getLogger("snapshotter")
     show_default=True,
     help="The containerd that answers it.",
 )
-def main(root: Path, address: Path, image_service: Path | None, image_service_of: Path) -> None:
+def main(
+    root: Path, address: Path, node: Path | None, image_service: Path | None, image_service_of: Path
+) -> None:
     levels = logging.getLevelNamesMapping()
     logging.basicConfig(
         level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
@@ -66,7 +73,7 @@ def main(root: Path, address: Path, image_service: Path | None, image_service_of
     )
     try:
         images = (image_service.absolute(), image_service_of.absolute()) if image_service else None
-        _run(Path(os.path.realpath(root)), address.absolute(), images)
+        _run(Path(os.path.realpath(root)), address.absolute(), node, images)
     except LazyfsError as error:
         click.echo(f"lazyfs-snapshotter: {error.message}", err=True)
         if error.hint:
@@ -74,13 +81,13 @@ def main(root: Path, address: Path, image_service: Path | None, image_service_of
         sys.exit(error.exit_code)
 
 
-def _run(root: Path, address: Path, image_service: tuple[Path, Path] | None) -> None:
-    """`image_service` is where to serve that of CRI, and whose it is."""
+def _run(root: Path, address: Path, node: Path | None, image_service: tuple[Path, Path] | None) -> None:
+    """`node` is whose daemon to use, unless an own; `image_service` where to serve that of CRI, and whose it is."""
     signals = {signal.SIGTERM, signal.SIGINT}
     # Before any thread is made, so that none of them takes the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     with _only_one(root):
-        paths = NodePaths.choose(root / "node")
+        paths = NodePaths.choose(node or root / "node")
         images = Images(paths)
         snapshots = Snapshots(root, images, limit=read_default(paths))
         try:
@@ -93,7 +100,8 @@ def _run(root: Path, address: Path, image_service: tuple[Path, Path] | None) -> 
                 log.info("%s: stopping", signal.Signals(signal.sigwait(signals)).name)
         finally:
             snapshots.close()
-            images.stop_daemon()
+            if node is None:
+                images.stop_daemon()
 
 
 @contextmanager

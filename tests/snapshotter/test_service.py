@@ -4,11 +4,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import UnsupportedError
 from snapshotter.records import Records
 
@@ -104,3 +107,16 @@ def test_clients_that_go_away(service: Service) -> None:
     client = service.client()
     assert len(client.names()) == 20
     client.close()
+
+
+def test_the_daemon_of_a_node_that_others_use(service: Service, short_directory: Callable[[], Path]) -> None:
+    """It is found, and goes on when the service ends."""
+    node = NodePaths.choose(short_directory())
+    before = ensure_daemon(node).status()["pid"]
+    try:
+        service.start("--node", str(node.root))
+        assert service.stop() == 0
+        assert DaemonClient(node).status()["pid"] == before
+        assert not service.node.root.exists()
+    finally:
+        DaemonClient(node).shutdown()
