@@ -214,7 +214,7 @@ class Node:
         opened = self.open_image(reference, directory)["layers"]
         with self._lock:
             layers = [layer for layer in self._layers.values() if layer.inode in opened]
-        spans = missing_spans((layer.device, layer.cache) for layer in layers)
+        spans = missing_spans((layer.device.beneath, layer.cache) for layer in layers)
         following = warm(spans, after, seconds)
         for layer in layers:
             layer.fetcher.wait_kept(KEEP_SECONDS)

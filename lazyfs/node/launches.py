@@ -169,6 +169,11 @@ class LaunchDevice:
     def size(self) -> int:
         return self._device.size
 
+    @property
+    def beneath(self) -> RandomAccess:
+        """The device itself, for who is not the kernel: nothing that is asked of it is refused."""
+        return self._device
+
     def expect(self, launch: Launch, layer: int) -> None:
         """The layer is number `layer` of the image that is launched."""
         self._launches = (

@@ -15,7 +15,7 @@ from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE, unit_digests
 from lazyfs.formats.oci import PackLocation
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.device import LayerDevice
+from lazyfs.node.device import AskForLessError, LayerDevice
 from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.launch import PAGE, Launch, LaunchLayer, _Stream
@@ -346,6 +346,29 @@ def test_a_launch_that_is_stopped_ends(rig: Callable[..., Rig]) -> None:
     one.store.allow(1 << 60)
     assert launch.finished.wait(PATIENCE)
     assert waiting.result(PATIENCE) == one.layers[0].device[:10]
+
+
+def test_read_ahead_is_refused_once_while_a_pack_comes(rig: Callable[..., Rig]) -> None:
+    one = rig([(0, 0), (0, 1)])
+    one.store.allow(0)
+    launch = one.begin()
+    one.store.allow(len(one.store.data) - 8 * KIB)
+    one.bind(launch)
+    far = int(one.layers[0].chunks.start[4])
+    device, plain = one.devices[0], one.layers[0].device
+    with pytest.raises(AskForLessError):
+        device.request(far, 64 * KIB).result(PATIENCE)
+    assert one.blobs[0].reads == []
+    assert device.request(far + PAGE, PAGE).result(PATIENCE) == plain[far + PAGE : far + 2 * PAGE]
+    # What overlaps is not refused again, whatever asks for it; nor is anything that is not the kernel's.
+    assert (
+        device.request(far + 60 * KIB, 64 * KIB).result(PATIENCE) == plain[far + 60 * KIB : far + 124 * KIB]
+    )
+    start = int(one.layers[0].chunks.start[1])
+    assert device.beneath.request(start, 512 * KIB).result(PATIENCE) == plain[start : start + 512 * KIB]
+    one.store.allow(1 << 60)
+    assert launch.finished.wait(PATIENCE)
+    one.all_is_right()
 
 
 def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
