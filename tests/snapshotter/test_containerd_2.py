@@ -2,13 +2,13 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from lazyfs.cli.main import _run as run_cli
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.install.containerd import Target, plan_containerd
 from lazyfs.install.files import apply
@@ -137,7 +137,8 @@ def test_images_of_buckets_and_directories(
 ) -> None:
     """Named like any other; `hosts.toml` leads to the node, and chunks come from the store itself."""
     skopeo("copy", "--src-tls-verify=false", f"docker://{app}:lazy", f"oci:{tmp_path}/layout:v1")
-    assert run_cli(["copy", f"oci:{tmp_path}/layout:v1", f"s3://{s3.location}:v1"]) == 0
+    copy = ["copy", f"oci:{tmp_path}/layout:v1", f"s3://{s3.location}:v1"]
+    subprocess.run([sys.executable, "-m", "lazyfs.cli.main", *copy], check=True, capture_output=True)
     listen = ("127.0.0.1", free_port())
     service.node.root.mkdir(parents=True)
     service.node.settings.write_text(
