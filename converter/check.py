@@ -7,6 +7,7 @@ must be the DiffID and whose members must make the tree of the TOC), once as a n
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,8 +91,9 @@ def check_against(store: Store, reference: Reference, original_store: Store, ori
         )
     for layer, diff_id in theirs.layers:
         digest = hashlib.sha256()
-        for piece in plain_layer(original_store.stream(layer.digest), layer):
-            digest.update(piece)
+        with closing(original_store.stream(layer.digest)) as pieces:
+            for piece in plain_layer(pieces, layer):
+                digest.update(piece)
         if f"sha256:{digest.hexdigest()}" != diff_id:
             raise IntegrityError(
                 f"{original}: layer {layer.digest} holds sha256:{digest.hexdigest()}, its config says {diff_id}",
@@ -112,9 +114,9 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
             digest.update(piece)
             yield piece
 
-    source = FileSource(as_file(hashed(plain_layer(store.stream(layer.digest), layer))))
     builder = TreeBuilder(f"layer {layer.digest}")
-    with Appendix(f"layer {layer.digest}") as appendix:
+    with closing(store.stream(layer.digest)) as pieces, Appendix(f"layer {layer.digest}") as appendix:
+        source = FileSource(as_file(hashed(plain_layer(pieces, layer))))
         data = StreamData()
         for member in walk(source):
             data.of(member)

@@ -1,7 +1,7 @@
 """Images from store to store as they are, with all that a manifest or an index names, and what refers to it."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from lazyfs.errors import NotFoundError, UnsupportedError
@@ -93,8 +93,8 @@ def copy_blob(source: Store, blob: Descriptor, target: Store) -> bool:
     if isinstance(target, Adopting) and target.adopt(source, blob.digest):
         return True
     try:
-        with target.writer() as writer:
-            for piece in source.stream(blob.digest):
+        with target.writer() as writer, closing(source.stream(blob.digest)) as pieces:
+            for piece in pieces:
                 writer.write(piece)
             writer.commit(blob.digest)
     except NotFoundError:

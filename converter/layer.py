@@ -12,6 +12,7 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from converter.appendix import Appendix
@@ -81,9 +82,10 @@ def convert_layer(
         target.writer() as writer,
         Appendix(name) as appendix,
         BlobBuilder(writer, settings.codec, settings.effective_level, settings.jobs) as blob,
+        closing(source.stream(layer.digest)) as blob_pieces,
     ):
         tree, data = TreeBuilder(name), StreamData()
-        pieces = plain_layer(source.stream(layer.digest), layer, on_read)
+        pieces = plain_layer(blob_pieces, layer, on_read)
         with _PlainReader(limited(pieces, layer, settings.limits)) as plain:
             stream = ChunkedStream(plain, settings.rules, blob.add)
             _walk(stream, plain, tree, data, appendix, name)

@@ -9,7 +9,7 @@ tag is written anew; so are those that another process puts there meanwhile. Wha
 
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -109,7 +109,7 @@ class OciArchiveStore:
     def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
         return pieces_of_reads(self, digest, offset, lengths)
 
-    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         contents = self._find(digest)
         if contents is None:
             yield from self._draft_store(digest).stream(digest, offset, piece)

@@ -1,6 +1,6 @@
 """What an archive holds: which images, and where each blob lies. Here for an OCI image layout in a tar."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from lazyfs.errors import NotFoundError
@@ -36,7 +36,7 @@ class Contents:
             return self.documents[digest][offset : offset + length]
         return self.file.read(self.extents[digest], offset, length)
 
-    def stream(self, digest: str, offset: int, piece: int) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int, piece: int) -> Generator[bytes]:
         if digest in self.documents:
             yield self.documents[digest][offset:]
         else:

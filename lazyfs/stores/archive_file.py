@@ -8,7 +8,7 @@ into a nameless temporary file (in ``TMPDIR``) that goes when it is closed.
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -100,7 +100,7 @@ class ArchiveFile:
             data += piece
         return data
 
-    def stream(self, extent: Extent, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, extent: Extent, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         """The member from `offset` to its end."""
         for at in range(offset, extent.size, piece):
             yield self.read(extent, at, min(piece, extent.size - at))

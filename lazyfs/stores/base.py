@@ -7,7 +7,7 @@ chunks are right, is decided above it; how bytes travel is decided within it.
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
 from typing import Protocol, Self, runtime_checkable
@@ -89,7 +89,7 @@ class Store(Protocol):
         """
         ...
 
-    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         """The blob from ``offset`` to its end, unverified; opened when the first piece is asked for.
 
         Pieces have about ``piece`` bytes: smaller ones can be used sooner, larger ones cost less.
@@ -171,7 +171,8 @@ def read_verified(store: Store, descriptor: Descriptor, limit: int) -> bytes:
 
     This is `Store.get_document` for stores that keep documents as blobs.
     """
-    return verify(store.stream(descriptor.digest), descriptor, store.url, limit)
+    with closing(store.stream(descriptor.digest)) as pieces:
+        return verify(pieces, descriptor, store.url, limit)
 
 
 def verify(pieces: Iterable[bytes], descriptor: Descriptor, url: str, limit: int) -> bytes:

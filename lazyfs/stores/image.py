@@ -75,9 +75,10 @@ def load_image(store: Store, reference: Reference, platform: str | None = None) 
     Raises NotFoundError when there is none for it, IntegrityError or BadInputError for damaged documents, and
     UnsupportedError for what is not an image.
     """
-    image = load_config(store, find_manifest(store, reference, platform))
-    if platform is not None:
-        with named(reference):
+    found = find_manifest(store, reference, platform)
+    with named(reference):
+        image = load_config(store, found)
+        if platform is not None:
             _check_platform(image.config, parse_platform(platform))
     return image
 

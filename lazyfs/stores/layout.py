@@ -11,7 +11,7 @@ file is ever opened.
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -95,7 +95,7 @@ class LayoutStore:
     def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
         return pieces_of_reads(self, digest, offset, lengths)
 
-    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         with explained(f"blob {digest} in {self._directory}"):
             descriptor = self._open_blob(digest)
             try:

@@ -103,7 +103,7 @@ class S3Store:
             yield bytes(memoryview(kept)[:length])
             del kept[:length]
 
-    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         key, what = self._blob(digest)
         first, size = self._bucket.get(key, offset, _STREAM_RANGE, what)
         yield from _pieces(first, piece)

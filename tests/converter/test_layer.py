@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -55,7 +55,7 @@ class Pieces(LayoutStore):
         super().__init__(directory)
         self._sizes = sizes
 
-    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Generator[bytes]:
         data = b"".join(super().stream(digest, offset))
         at = 0
         while at < len(data):
@@ -215,7 +215,7 @@ class FaultySource(LayoutStore):
         self._data = data
         self._error = error
 
-    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Generator[bytes]:
         for at in range(0, len(self._data), 50_000):
             yield self._data[at : at + 50_000]
         if self._error is not None:

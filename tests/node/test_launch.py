@@ -1,7 +1,7 @@
 """A launch pack on its way into a node: what it brings is right, in time, and a pack that lies costs bytes alone."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +41,7 @@ class PackStore:
     allowed: int = 1 << 60
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Generator[bytes]:
         if digest != PACK:
             raise NotFoundError(digest)
         self.requests.append(offset)

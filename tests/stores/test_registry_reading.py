@@ -7,7 +7,6 @@ import pytest
 from lazyfs.errors import IntegrityError, LazyfsError, LimitError, StoreError
 from lazyfs.formats.oci import MAX_DOCUMENT, OCI_CONFIG
 from lazyfs.stores import load_image, parse_reference
-from lazyfs.stores.registry import blobs as blobs_module
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import RESET, FaultServer, Reply, Seen, ranged
@@ -112,12 +111,11 @@ def test_a_redirect_to_a_dead_host(server: FaultServer, memory: MemoryRegistry) 
 
 
 def test_a_stream_goes_on_where_it_broke(
-    server: FaultServer, store: RegistryStore, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+    server: FaultServer, store: RegistryStore, memory: MemoryRegistry
 ) -> None:
-    monkeypatch.setattr(blobs_module, "STREAM_PIECE", 1000)
     broken = Reply(body=BLOB[:3500], length=len(BLOB), after="reset")
     at_first(server, broken, Reply(503))
-    assert b"".join(store.stream(DIGEST)) == BLOB
+    assert b"".join(store.stream(DIGEST, piece=1000)) == BLOB
     assert [request.headers.get("range") for request in server.seen] == [None, "bytes=3000-", "bytes=3000-"]
 
 
@@ -133,20 +131,16 @@ def test_a_stream_goes_on_where_it_broke(
     ],
 )
 def test_a_stream_that_goes_on_as_another_blob_is_an_error(
-    server: FaultServer, store: RegistryStore, monkeypatch: pytest.MonkeyPatch, second: Reply, message: str
+    server: FaultServer, store: RegistryStore, second: Reply, message: str
 ) -> None:
-    monkeypatch.setattr(blobs_module, "STREAM_PIECE", 1000)
     at_first(server, Reply(body=BLOB[:3500], length=len(BLOB), after="close"), second)
     with pytest.raises(StoreError, match=message):
-        list(store.stream(DIGEST))
+        list(store.stream(DIGEST, piece=1000))
 
 
-def test_a_stream_goes_on_at_a_server_without_ranges(
-    server: FaultServer, store: RegistryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blobs_module, "STREAM_PIECE", 1000)
+def test_a_stream_goes_on_at_a_server_without_ranges(server: FaultServer, store: RegistryStore) -> None:
     at_first(server, Reply(body=BLOB[:3500], length=len(BLOB), after="close"), Reply(body=BLOB))
-    assert b"".join(store.stream(DIGEST)) == BLOB
+    assert b"".join(store.stream(DIGEST, piece=1000)) == BLOB
 
 
 def test_a_stream_that_is_left_early_costs_no_more(server: FaultServer, store: RegistryStore) -> None:

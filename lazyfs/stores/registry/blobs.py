@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 
 from lazyfs.errors import NotFoundError, StoreError
@@ -98,7 +98,7 @@ def read_pieces(client: RegistryClient, digest: str, offset: int, lengths: Seque
             client.pause(failure, next(attempts), deadline)
 
 
-def stream_blob(client: RegistryClient, digest: str, offset: int, size: int) -> Iterator[bytes]:
+def stream_blob(client: RegistryClient, digest: str, offset: int, size: int) -> Generator[bytes]:
     """A blob from ``offset`` on in pieces of ``size`` bytes; a broken connection is taken up where it broke.
 
     Each piece has the time of one read, so that a server that is slow forever is an error and a large blob

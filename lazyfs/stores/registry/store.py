@@ -108,7 +108,7 @@ class RegistryStore:
             raise StoreError(f"blob {digest} in {self.url} has no range of {sum(lengths)} bytes at {offset}")
         return read_pieces(self._client, digest, offset, lengths)
 
-    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Iterator[bytes]:
+    def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
         parse_digest(digest)
         return stream_blob(self._client, digest, offset, piece)
 
