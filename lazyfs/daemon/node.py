@@ -52,6 +52,8 @@ from lazyfs.stores import (
     parse_reference,
 )
 from lazyfs.stores.image import FoundManifest
+from lazyfs.stores.mirror import PATIENCE as MIRROR_PATIENCE
+from lazyfs.stores.mirror import MirrorStore
 from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Node:
         self._stores: dict[tuple[str, str], OnDemandStore] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
         self._mirrors: dict[str, list[Store]] = {}
+        self._mirror_stores: dict[tuple[str, str], MirrorStore] = {}
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
         self._touched: dict[int, Touched] = {}
@@ -356,6 +359,8 @@ class Node:
         self.cache.close()
         for store in self._stores.values():
             store.close()
+        for mirror in self._mirror_stores.values():
+            mirror.close()
         self._state.close()
 
     def status(self) -> dict[str, Any]:
@@ -391,14 +396,17 @@ class Node:
         found = self.settings.locate(reference)
         with self._lock:
             store = self._store(found)
-            self._mirrors[store.url] = mirrors = []
-            for mirror in self.settings.mirrors_of(found):
-                try:
-                    mirrors.append(self._store(mirror))
-                    self._stores[mirror.transport, mirror.location].open()
-                except LazyfsError as error:
-                    log.warning("%s: %s; doing without this mirror", found, error)
+            # Opened when something is asked of them: one that is not there keeps nobody waiting.
+            self._mirrors[store.url] = [self._mirror(each) for each in self.settings.mirrors_of(found)]
         return store, found
+
+    def _mirror(self, reference: Reference) -> Store:
+        name = reference.transport, reference.location
+        if name not in self._mirror_stores:
+            options = replace(self._store_options, timeout=MIRROR_PATIENCE)
+            found = cast(Store, OnDemandStore(replace(reference, tag=None, digest=None), options))
+            self._mirror_stores[name] = MirrorStore(found)
+        return cast(Store, self._mirror_stores[name])
 
     def _store(self, reference: Reference) -> Store:
         name = reference.transport, reference.location

@@ -200,3 +200,22 @@ def check_image(paths: NodePaths, opened: dict[str, Any], target: Path) -> None:
         assert (target / "text").read_text() == "upper"
     finally:
         unmount_image(paths, target)
+
+
+@pytest.mark.root
+@needs_registry
+def test_a_mirror_that_is_dead_costs_little(
+    paths: NodePaths, made: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket whose server does not answer is not asked for each read."""
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "REGION": "z"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    with run_registry(tmp_path / "registry") as registry:
+        name = f"docker://{registry.host}/app:lazy"
+        skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", f"oci:{made}:lazy", name)
+        write_settings(
+            paths, f'[[stores.mirror]]\nof = "docker://{registry.host}"\nby = ["s3://nowhere/app"]'
+        )
+        check_image(paths, ensure_daemon(paths).open_image(name), target)
+    assert "s3://nowhere/app is left alone" in paths.log.read_text()
