@@ -135,7 +135,7 @@ class NodePaths:
         return self.root / "mounts"
 
 
-SECTIONS = ("cache", "stores", "snapshots")
+SECTIONS = ("cache", "fetch", "stores", "snapshots")
 MAX_SETTINGS = 1 << 20
 
 

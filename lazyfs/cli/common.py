@@ -38,6 +38,12 @@ def cache_options(command: Command) -> Command:
     )
 
 
+def fill_option(command: Command) -> Command:
+    return click.option(
+        "--no-fill", is_flag=True, help="Fetch only what is read, not the rest while the link is idle."
+    )(command)
+
+
 def choose_cache(client: "DaemonClient", cache_limit: str | None, paranoid: bool) -> None:
     """Tell the daemon what `cache_options` say, if anything."""
     if cache_limit is not None or paranoid:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from lazyfs.cli.common import cache_options, choose_cache, node_paths, reference_argument, root_option
+from lazyfs.cli.common import (
+    cache_options,
+    choose_cache,
+    fill_option,
+    node_paths,
+    reference_argument,
+    root_option,
+)
 
 directory_argument = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
@@ -15,6 +22,7 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 @click.option(
     "--rw", is_flag=True, help="An overlay that can be written; what is written goes with `umount`."
 )
+@fill_option
 @cache_options
 @root_option
 @click.pass_context
@@ -23,6 +31,7 @@ def mount(
     reference: str,
     directory: Path,
     rw: bool,
+    no_fill: bool,
     cache_limit: str | None,
     paranoid: bool,
     root: Path | None,
@@ -47,7 +56,7 @@ def mount(
     remove_leftovers(paths)
     with daemon_in_use(paths) as client:
         choose_cache(client, cache_limit, paranoid)
-        image = client.open_image(reference)
+        image = client.open_image(reference, fill=not no_fill)
         if rw:
             mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")
         else:

@@ -53,7 +53,7 @@ def record(
     opened = open_tocs(store, image)
     with _scratch_node(paths) as (scratch, client):
         client.record()
-        answer = client.open_image(reference) | {"launch": True}
+        answer = client.open_image(reference, fill=False) | {"launch": True}
         view = scratch.root / "view"
         view.mkdir()
         set_read_ahead(scratch.fuse, 0)

@@ -13,6 +13,7 @@ import click
 from lazyfs.cli.common import (
     cache_options,
     choose_cache,
+    fill_option,
     node_paths,
     reference_argument,
     root_option,
@@ -59,6 +60,7 @@ OWN_FAILURE = 125
     help="Draw what was fetched and read when (SVG).",
 )
 @click.option("--rm", is_flag=True, help="For those used to it: nothing is ever left behind.")
+@fill_option
 @cache_options
 @root_option
 @click.pass_context
@@ -72,6 +74,7 @@ def run(
     env: tuple[str, ...],
     volume: tuple[str, ...],
     rm: bool,
+    no_fill: bool,
     cache_limit: str | None,
     paranoid: bool,
     root: Path | None,
@@ -96,7 +99,9 @@ def run(
         raise click.BadParameter(f"{timeline.parent} is not a directory", param_hint="--timeline")
     try:
         options = parse_options(args, env=env, env_files=env_file, volumes=volume, **words)
-        code = _run(node_paths(context, root), reference, options, timeline, (cache_limit, paranoid))
+        code = _run(
+            node_paths(context, root), reference, options, timeline, not no_fill, (cache_limit, paranoid)
+        )
     except LazyfsError as error:
         if context.obj.debug:
             raise
@@ -130,6 +135,7 @@ def _run(
     reference: str,
     options: "RunOptions",
     timeline: Path | None,
+    fill: bool,
     cache: tuple[str | None, bool],
 ) -> int:
     from lazyfs.daemon.client import daemon_in_use
@@ -138,7 +144,7 @@ def _run(
     with interruptible() as interrupts, ExitStack() as undo:
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
-            image = client.open_image(reference, meanwhile=partial(_make_room, paths))
+            image = client.open_image(reference, meanwhile=partial(_make_room, paths), fill=fill)
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))
         interrupts.release()

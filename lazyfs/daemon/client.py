@@ -45,13 +45,20 @@ class DaemonClient:
         self._paths = paths
 
     def open_image(
-        self, reference: str, lowest: int | None = None, meanwhile: Callable[[], None] = lambda: None
+        self,
+        reference: str,
+        lowest: int | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+        *,
+        fill: bool = True,
     ) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory.
 
         `meanwhile` is called once while the daemon is at work.
         """
-        options = {} if lowest is None else {"lowest": lowest}
+        options: dict[str, Any] = {} if fill else {"fill": False}
+        if lowest is not None:
+            options["lowest"] = lowest
         return self._ask_for("/v1/images", reference, options, meanwhile)
 
     def look_at(self, reference: str) -> dict[str, Any]:

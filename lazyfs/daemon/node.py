@@ -34,6 +34,8 @@ from lazyfs.node.crew import Lane
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
+from lazyfs.node.fetch_settings import FetchSettings
+from lazyfs.node.fill import Filler
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
 from lazyfs.node.launches import LaunchDevice, Launches, documents_of
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
@@ -46,7 +48,6 @@ from lazyfs.stores import (
     Image,
     Reference,
     Store,
-    StoreOptions,
     find_manifest,
     load_config,
     parse_reference,
@@ -108,7 +109,6 @@ class Node:
         self._lock = threading.Lock()
         self._boot = boot_id()
         self.settings = NodeStores.read(paths)
-        self._store_options = StoreOptions(learned_file=paths.credentials)
         self._stores: dict[tuple[str, str], OnDemandStore] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
         self._mirrors: dict[str, list[Store]] = {}
@@ -120,7 +120,9 @@ class Node:
         self._images: dict[str, dict[str, Any]] = {}
         self._started = time.time()
         self.timeline = Timeline()
-        self._engine = Engine(self.timeline)
+        fetching = FetchSettings.read(paths)
+        self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
+        self._store_options = replace(fetching.store_options(), learned_file=paths.credentials)
         self._documents = Documents(paths.documents, _write_new)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
         self._launched: dict[str, Launch] = {}
@@ -130,6 +132,9 @@ class Node:
             _remove_torn(directory)
         self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
+        self._filler: Filler | None = None
+        if fetching.fill:
+            self._filler = Filler(self._engine.crew, self.cache.has_room_to_spare, self.launches.any_coming)
         self._forget_days = settings.forget_days
         if not mounted_keys(paths):
             self.cache.release_holds()
@@ -138,13 +143,15 @@ class Node:
         if connection:
             self._restore()
 
-    def open_image(self, reference_text: str, directory: Path, lowest: int | None = None) -> dict[str, Any]:
+    def open_image(
+        self, reference_text: str, directory: Path, lowest: int | None = None, *, fill: bool = True
+    ) -> dict[str, Any]:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
 
         A relative path in the reference counts from `directory`. With `lowest` it is the image of so many of its
         layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
-        `reference`.
+        `reference`. With `fill` what nobody reads is fetched as well, while nothing else is to be done.
         """
         with self._found(reference_text, directory) as found:
             image = found.image
@@ -173,6 +180,9 @@ class Node:
             self._state.put_image(name, str(found.reference), answer)
         with self._lock:
             self._images[name] = answer
+        if fill and self._filler is not None:
+            for layer in layers:
+                self._filler.add(layer.fetcher, layer.cache)
         return answer
 
     def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
@@ -200,7 +210,7 @@ class Node:
     def warm_pack(self, reference: str, directory: Path, seconds: float) -> dict[str, Any]:
         """Fetch what the image's launch pack brings; waits for so many seconds. Returns `next` as `warm` does, and
         `pack`, how far it has come. NotFoundError where there is no pack."""
-        launch = self.launches.of(self.open_image(reference, directory)["digest"])
+        launch = self.launches.of(self.open_image(reference, directory, fill=False)["digest"])
         if launch is None:
             raise NotFoundError(
                 f"{reference} has no launch pack",
@@ -214,7 +224,7 @@ class Node:
     def warm(self, reference: str, directory: Path, after: int, seconds: float) -> dict[str, Any]:
         """Fetch all of an image for so many seconds. Returns `next`, the `after` of the next call or None, `bytes`
         of the image and `present_bytes` of them. See `warm`."""
-        opened = self.open_image(reference, directory)["layers"]
+        opened = self.open_image(reference, directory, fill=False)["layers"]
         with self._lock:
             layers = [layer for layer in self._layers.values() if layer.inode in opened]
         spans = missing_spans((layer.device.beneath, layer.cache) for layer in layers)
@@ -355,6 +365,8 @@ class Node:
 
     def close(self) -> None:
         self.launches.close()
+        if self._filler is not None:
+            self._filler.close()
         self._engine.close()
         self.cache.close()
         for store in self._stores.values():
@@ -388,6 +400,7 @@ class Node:
                 for layer in layers
             ],
             "cache": self.cache.status(),
+            "layers_to_fill": self._filler.layers_left() if self._filler is not None else 0,
             **self.timeline.counters(),
         }
 

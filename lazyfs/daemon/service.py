@@ -106,6 +106,7 @@ class _Service:
                 _argument(body, "reference", str),
                 Path(_argument(body, "directory", str)),
                 _argument(body, "lowest", int) if "lowest" in body else None,
+                fill=body.get("fill") is not False,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))

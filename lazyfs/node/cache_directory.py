@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 HIGH_WATER, LOW_WATER = 0.95, 0.85
 """Shares of the limit: room is made from here, to here. Beyond the limit itself nothing is taken in."""
+SPARE_WATER = 0.8
+"""To here the cache takes what nobody has asked for."""
 
 RETRY_SECONDS = 60.0
 REST_SECONDS = 5.0

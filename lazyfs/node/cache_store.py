@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from lazyfs.config import NodePaths
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, CacheDirectory
+from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, SPARE_WATER, CacheDirectory
 from lazyfs.node.cache_eviction import oldest
 from lazyfs.node.cache_files import BLOCK
 from lazyfs.node.cache_index import DigestIndex
@@ -240,6 +240,11 @@ class NodeCache(Surroundings):
         if directory.used + size > directory.limit * HIGH_WATER:
             self._make_room_soon(directory, 0)
         return not full
+
+    def has_room_to_spare(self, cache: LayerCache) -> bool:
+        """May what nobody has asked for be kept, so that nothing will have to go for it?"""
+        directory = self._directory_at(cache)
+        return directory is None or directory.used < directory.limit * SPARE_WATER
 
     def arrived(self, cache: LayerCache, size: int) -> None:
         directory = self._directory_at(cache)

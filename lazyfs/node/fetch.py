@@ -204,6 +204,7 @@ class Fetcher:
                     for flight in left:
                         self._flights.pop(flight.index, None)
                         flight.future.cancel()
+                        flight.future.set_running_or_notify_cancel()  # who waits for several is told by this alone
                     left.clear()
                     return True
         return all(flight.future.done() for flight in left)

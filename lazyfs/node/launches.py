@@ -131,6 +131,11 @@ class Launches:
         with self._lock:
             return self._launches.get(digest)
 
+    def any_coming(self) -> bool:
+        """Is a pack on its way?"""
+        with self._lock:
+            return any(not launch.arrived.is_set() for launch in self._launches.values())
+
     def status(self) -> list[dict[str, Any]]:
         """How far each launch has come, JSON-able."""
         with self._lock:

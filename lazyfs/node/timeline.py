@@ -111,7 +111,7 @@ class Timeline:
             }
 
     def since(self, moment: float) -> tuple[list[Fetched], list[Read]]:
-        """What was fetched and read after `moment` (`time.monotonic`)."""
+        """What was read, and begun to be fetched, after `moment` (`time.monotonic`)."""
         with self._lock:
-            fetched = [event for event in self._events if event.ended >= moment]
+            fetched = [event for event in self._events if event.began >= moment]
         return fetched, [read for read in self._reads.copy() if read.at >= moment]

@@ -1,6 +1,6 @@
 """How stores are reached, beyond what a reference says: one value for every transport."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -15,7 +15,8 @@ class StoreOptions:
     ``auth_file`` is the only file that passwords are looked for in, but for ``learned_file``, which is looked
     through before and holds those that engines used for pulls; ``certs_dirs`` are the directories
     that, as ``/etc/docker/certs.d`` does, hold a directory per registry; ``timeout`` is how many seconds
-    one read may take, all its attempts together.
+    one read may take, all its attempts together; ``proxy``, http://HOST:PORT, is used for every server instead of
+    what the environment names; ``headers`` go along with every request.
     """
 
     endpoint_url: str | None = None
@@ -27,3 +28,5 @@ class StoreOptions:
     learned_file: Path | None = None
     certs_dirs: tuple[Path, ...] | None = None
     timeout: float = 60.0
+    proxy: str | None = field(default=None, repr=False)  # there may be a password in it
+    headers: tuple[tuple[str, str], ...] = ()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError,
 from lazyfs.formats.oci import OCI_MANIFEST
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache_settings import CacheSettings
+from lazyfs.node.fill import Filler
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference
 from tests.layouts import with_layers
+from tests.node.conftest import until
 
 PATIENCE = 20.0
 
@@ -366,3 +369,23 @@ def test_documents_that_are_damaged_here(make: Callable[[], OpenNode], layout: P
         document.write_bytes(b"{}")
     by_digest = make().node.open_image(f"oci:{layout}@{answer['digest']}", Path("/"))
     assert by_digest["key"] == answer["key"]
+
+
+def test_what_is_open_is_filled_unless_it_was_said_not_to(
+    make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "Filler", partial(Filler, idle=0.0))
+    each = make()
+    each.node.open_image(f"oci:{made}:lazy", Path("/"), fill=False)
+    assert each.node.status()["layers_to_fill"] == 0
+    each.open(made)
+    until(lambda: each.node.status()["layers_to_fill"] == 0)
+    until(lambda: all(layer["present_bytes"] == layer["bytes"] for layer in each.node.status()["layers"]))
+
+
+def test_a_node_that_never_fills(make: Callable[[], OpenNode], made: Path, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "config.toml").write_text("[fetch]\nfill = false\n")
+    each = make()
+    each.open(made)
+    assert each.node.status()["layers_to_fill"] == 0

@@ -129,7 +129,7 @@ def test_an_image_that_is_not_converted(node: Node, built_small: BuiltImage) -> 
 @pytest.mark.image
 def test_timeline(node: Node, demo: str, tmp_path: Path) -> None:
     picture = tmp_path / "start <&> Übung.svg"
-    succeed(node.run("--timeline", picture, demo))
+    succeed(node.run("--no-fill", "--timeline", picture, demo))
     root = ET.parse(picture).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     shapes = [element.tag.rpartition("}")[2] for element in root.iter()]
@@ -138,7 +138,7 @@ def test_timeline(node: Node, demo: str, tmp_path: Path) -> None:
     assert "fetches" in words
     assert "0 fetches" not in words
     # Of what is here already nothing is fetched, and that can be drawn as well.
-    succeed(node.run("--timeline", picture, demo))
+    succeed(node.run("--no-fill", "--timeline", picture, demo))
     assert "0 fetches, 0 B from the store" in " ".join(
         element.text or "" for element in ET.parse(picture).iter()
     )

@@ -227,6 +227,29 @@ def test_a_registry_behind_a_proxy(proxy: FaultServer, tmp_path: Path) -> None:
         assert store.read(digest, 8, 9) == b"the proxy"
 
 
+def test_a_proxy_and_headers_by_choice(
+    proxy: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.delenv(name)
+    memory = MemoryRegistry()
+    digest = memory.add(b"through the proxy")
+    proxy.script = lambda request: ranged(request, memory.blobs[digest])
+    (tmp_path / "registry.invalid:81").mkdir()
+    (tmp_path / "registry.invalid:81/hosts.toml").write_text('server = "http://registry.invalid:81"')
+    options = StoreOptions(
+        certs_dirs=(tmp_path,),
+        proxy=f"http://me:word@{proxy.host}",
+        headers=(("X-Dragonfly-Tag", "lazyfs"),),
+    )
+    with open_store(parse_reference("docker://registry.invalid:81/app"), options=options) as store:
+        assert store.read(digest, 8, 9) == b"the proxy"
+    (request,) = proxy.seen
+    assert request.target == f"http://registry.invalid:81/v2/app/blobs/{digest}"
+    assert request.headers["x-dragonfly-tag"] == "lazyfs"
+    assert request.headers["proxy-authorization"] == "Basic bWU6d29yZA=="
+
+
 def test_a_proxy_that_gives_no_way(proxy: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy.script = lambda _: Reply(403)
     reference = parse_reference("docker://registry.invalid/app")

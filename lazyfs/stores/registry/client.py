@@ -41,7 +41,7 @@ class RegistryClient:
         self.name = name
         self.url = f"docker://{name}"
         self._timeout = options.timeout
-        self._pools = Pools()
+        self._pools = Pools(options.proxy, options.headers)
         self._closing = threading.Event()
         hosts = find_hosts(name.host, options)
         if push:

@@ -10,7 +10,7 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
@@ -173,13 +173,17 @@ class Pool:
     """Connections to one origin, at most MAX_CONNECTIONS at a time; the one used last is used next."""
 
     def __init__(
-        self, origin: Origin, context: ssl.SSLContext | None, proxy: SplitResult | None = None
+        self,
+        origin: Origin,
+        context: ssl.SSLContext | None,
+        proxy: SplitResult | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.origin = origin
         self.answered = False
         self._context = context
         self._proxy = proxy
-        self._headers = {"Host": origin.address, "User-Agent": f"lazyfs/{__version__}"}
+        self._headers = {**(headers or {}), "Host": origin.address, "User-Agent": f"lazyfs/{__version__}"}
         if proxy is not None and context is None:
             self._headers |= proxy_authorization(proxy)
         self._lock = threading.Lock()
@@ -272,9 +276,14 @@ class Pool:
 
 
 class Pools:
-    """The pools of one store, by origin and by how to speak TLS to it. Thread safe."""
+    """The pools of one store, by origin and by how to speak TLS to it. Thread safe.
 
-    def __init__(self) -> None:
+    ``proxy`` and ``headers`` are those of `StoreOptions`.
+    """
+
+    def __init__(self, proxy: str | None = None, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self._proxy = proxy
+        self._headers = dict(headers)
         self._lock = threading.Lock()
         self._pools: dict[tuple[Origin, Tls], Pool] = {}
         self._contexts: dict[Tls, ssl.SSLContext] = {}
@@ -288,7 +297,9 @@ class Pools:
             if pool is None:
                 while len(self._pools) >= _MAX_POOLS:
                     self._pools.pop(next(iter(self._pools))).close()
-                pool = self._pools[key] = Pool(origin, self._context(origin, tls), _proxy(origin))
+                pool = self._pools[key] = Pool(
+                    origin, self._context(origin, tls), _proxy(origin, self._proxy), self._headers
+                )
                 if self._closed:
                     pool.close()
             return pool
@@ -311,11 +322,11 @@ class Pools:
         return self._contexts[tls]
 
 
-def _proxy(origin: Origin) -> SplitResult | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an origin."""
-    if is_loopback(origin.host) or proxy_bypass(origin.host):
-        return None
-    url = getproxies().get(origin.scheme, "")
+def _proxy(origin: Origin, chosen: str | None) -> SplitResult | None:
+    """The proxy that was chosen, else the one that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for an origin."""
+    url = chosen or ""
+    if not url and not is_loopback(origin.host) and not proxy_bypass(origin.host):
+        url = getproxies().get(origin.scheme, "")
     if not url:
         return None
     parts = urlsplit(url if "://" in url else f"http://{url}")

@@ -1,0 +1,146 @@
+"""The background: what is in use is fetched whole while nobody else needs the link, layer after layer.
+
+So a node depends on its registry for as short a time as can be. Whoever reads comes first: a fill that is under way
+makes way at the next chunk. Nothing is dropped from the cache for what nobody has asked for: with little room left, the
+rest of a layer is not fetched.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, wait
+
+from lazyfs.errors import LazyfsError, StoreError
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.crew import Crew, Lane
+from lazyfs.node.fetch import Fetcher
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 5.0
+"""Without a read that had to wait, before anything is fetched that nobody asked for."""
+_BATCH = 32
+_PAUSE_AFTER_ERROR = 60.0
+_LOOK_SECONDS = 0.5
+
+
+class Filler:
+    """One thread, which sleeps while there is nothing to fill. Thread safe."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        may_fill: Callable[[LayerCache], bool] = lambda _: True,
+        is_busy: Callable[[], bool] = lambda: False,
+        *,
+        idle: float = IDLE_SECONDS,
+        pause: float = _PAUSE_AFTER_ERROR,
+    ) -> None:
+        """`may_fill` says whether a cache has room to spare, `is_busy` whether the link is wanted by more than `crew`.
+
+        `pause` is how long to leave a store alone that did not answer, in seconds.
+        """
+        self._crew = crew
+        self._may_fill = may_fill
+        self._is_busy = is_busy
+        self._idle = idle
+        self._pause = pause
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Fetcher, LayerCache]] = deque()
+        self._known: set[Fetcher] = set()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._added_at = 0.0
+
+    def add(self, fetcher: Fetcher, cache: LayerCache) -> None:
+        """Fill this layer in its turn; nothing happens if it is in the queue already, or all here."""
+        with self._changed:
+            if fetcher in self._known or self._closed or cache.present_bytes() >= cache.chunks.device_size:
+                return
+            self._known.add(fetcher)
+            self._added_at = time.monotonic()  # who opens an image is about to read
+            self._waiting.append((fetcher, cache))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="fill", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def layers_left(self) -> int:
+        """Layers that are being filled, or wait for it."""
+        return len(self._known)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (layer := self._next()) is not None:
+            fetcher, cache = layer
+            try:
+                self._fill(fetcher, cache)
+            except StoreError as error:
+                # Others first: their stores may answer.
+                log.info("filling waits: %s", error)
+                with self._changed:
+                    self._waiting.append(layer)
+                self._sleep(self._pause)
+                continue
+            except LazyfsError as error:
+                log.warning("not filled: %s", error)
+            except Exception:  # other layers must still be filled
+                log.exception("filling a layer")
+            with self._changed:
+                self._known.discard(fetcher)
+
+    def _next(self) -> tuple[Fetcher, LayerCache] | None:
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            return None if self._closed else self._waiting.popleft()
+
+    def _fill(self, fetcher: Fetcher, cache: LayerCache) -> None:
+        index = 0
+        while index < len(cache.chunks) and self._is_quiet():
+            batch = range(index, min(index + _BATCH, len(cache.chunks)))
+            if not fetcher.has_room() or not self._may_fill(cache):
+                return
+            if self._landed(fetcher.ahead(batch, Lane.FILL)):
+                index = batch.stop
+
+    def _landed(self, futures: "list[Future[bytes]]") -> bool:
+        """Wait for them; False where they made way for somebody. Raises the LazyfsError of one that failed."""
+        missing = set(futures)
+        while missing and not self._closed:
+            missing = wait(missing, timeout=_LOOK_SECONDS).not_done
+        try:
+            for future in futures:
+                if future.done():
+                    future.result()
+        except CancelledError:
+            return False
+        return True
+
+    def _is_quiet(self) -> bool:
+        """Wait until nobody has asked for anything for a while; False when the node is closing."""
+        while not self._closed:
+            left = self._idle - self._quiet_for()
+            if left <= 0:
+                return True
+            self._sleep(left)
+        return False
+
+    def _quiet_for(self) -> float:
+        if self._is_busy():
+            return 0.0
+        return min(self._crew.quiet_for(), time.monotonic() - self._added_at)
+
+    def _sleep(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        with self._changed:
+            while not self._closed and (left := ends - time.monotonic()) > 0:
+                self._changed.wait(left)

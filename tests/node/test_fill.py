@@ -1,0 +1,131 @@
+"""The background: all of what is in use comes in the end, and nobody ever waits for it."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lazyfs.errors import IntegrityError, LazyfsError, StoreError
+from lazyfs.node.fill import Filler
+
+from .conftest import KIB, Rig, until
+from .samples import PATIENCE, failing, has
+
+Make = Callable[..., Rig]
+MakeFiller = Callable[..., Filler]
+
+
+@pytest.fixture
+def filler() -> Iterator[MakeFiller]:
+    made: list[Filler] = []
+
+    def make(each: Rig, *rules: Callable[..., bool], idle: float = 0.0, pause: float = 0.01) -> Filler:
+        made.append(Filler(each.engine.crew, *rules, idle=idle, pause=pause))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def done(filler: Filler) -> Callable[[], bool]:
+    return lambda: filler.layers_left() == 0
+
+
+def test_a_layer_is_filled_and_each_byte_comes_once(rig: Make, filler: MakeFiller) -> None:
+    each = rig([40 * KIB] * 100)
+    assert each.is_right(7 * 40 * KIB, 100)
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    filling.add(each.fetcher, each.cache)
+    until(done(filling))
+    each.fetcher.wait_kept(PATIENCE)
+    assert all(has(each.cache, index) for index in range(100))
+    assert each.store.twice() == 0
+    reads = len(each.store.reads)
+    filling.add(each.fetcher, each.cache)
+    assert filling.layers_left() == 0
+    assert len(each.store.reads) == reads
+
+
+def test_what_made_way_is_filled_later(rig: Make, filler: MakeFiller) -> None:
+    each = rig([40 * KIB] * 20)
+    gate = threading.Event()
+    second = each.layer.frame_span(1)[0]
+    each.store.between = lambda offset: (gate.wait(PATIENCE), None)[1] if offset == second else None
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    until(lambda: has(each.cache, 0))
+    wanted = each.device.request(15 * 40 * KIB, 100)
+    gate.set()
+    assert wanted.result(PATIENCE) == each.layer.plain(15)[:100]
+    until(done(filling))
+    each.fetcher.wait_kept(PATIENCE)
+    assert all(has(each.cache, index) for index in range(20))
+
+
+def test_nothing_is_filled_while_a_pack_comes(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    coming, asked = threading.Event(), threading.Event()
+    coming.set()
+
+    def is_busy() -> bool:
+        asked.set()
+        return coming.is_set()
+
+    filling = filler(each, lambda _: True, is_busy, idle=0.01)
+    filling.add(each.fetcher, each.cache)
+    assert asked.wait(PATIENCE)
+    assert each.store.reads == []
+    coming.clear()
+    until(done(filling))
+    assert each.store.reads
+
+
+def test_nothing_is_dropped_for_it(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    filling = filler(each, lambda _: False)
+    filling.add(each.fetcher, each.cache)
+    until(done(filling))
+    assert each.store.reads == []
+
+
+def test_a_store_that_fails_is_asked_again_after_others(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    answers: list[LazyfsError | None] = [StoreError("no answer"), StoreError("no answer")]
+
+    def fault(offset: int, length: int) -> None:
+        error = answers.pop() if answers else None
+        if error is not None:
+            raise error
+
+    each.store.fault = fault
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    until(done(filling))
+    each.fetcher.wait_kept(PATIENCE)
+    assert all(has(each.cache, index) for index in range(8))
+
+
+def test_a_damaged_layer_is_given_up(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    each.store.fault = failing(IntegrityError("damaged"))
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    until(done(filling))
+    each.store.fault = lambda offset, length: None
+    assert each.is_right()
+
+
+def test_closing_does_not_wait_for_a_silent_store(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    silent = threading.Event()
+    each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    until(lambda: bool(each.store.reads))
+    closing = threading.Thread(target=filling.close)
+    closing.start()
+    closing.join(PATIENCE / 2)
+    assert not closing.is_alive()
+    silent.set()
