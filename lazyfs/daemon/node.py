@@ -416,7 +416,7 @@ class Node:
     def _mirror(self, reference: Reference) -> Store:
         name = reference.transport, reference.location
         if name not in self._mirror_stores:
-            options = replace(self._store_options, timeout=MIRROR_PATIENCE)
+            options = replace(self._store_options, timeout=min(MIRROR_PATIENCE, self._store_options.timeout))
             found = cast(Store, OnDemandStore(replace(reference, tag=None, digest=None), options))
             self._mirror_stores[name] = MirrorStore(found)
         return cast(Store, self._mirror_stores[name])
