@@ -30,6 +30,7 @@ from benchmarks import (
     kill_daemon,
     link,
     run_speed,
+    sequential,
     tree_speed,
 )
 from benchmarks.images import BuildError
@@ -42,6 +43,7 @@ START_RUNS = 7
 BOOTSTRAP_RUNS = 5
 CONVERT_RUNS = 5
 COLD_RUNS = 3
+SEQUENTIAL_RUNS = 3
 COLD_WORKLOADS = ("numpy",)
 LARGE_GIB = 8
 KILLS = 30
@@ -166,6 +168,13 @@ def _cold_starts(cache: Path, results: Path) -> list[Row]:
     return cold_start.rows(starts, sizes)
 
 
+def _sequential(cache: Path, results: Path) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+        figures = sequential.measure(Path(directory), cache, SEQUENTIAL_RUNS)
+    results.write_text(json.dumps(figures, indent=2) + "\n")
+    return sequential.rows(figures)
+
+
 def _machine() -> str:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return (
@@ -183,6 +192,7 @@ MEASURES: Mapping[str, Measure] = {
     "cache_speed": _cache,
     "convert_speed": _conversions,
     "links": _links,
+    "sequential": _sequential,
     "kill_daemon": _kills,
     "docker_start": _docker,
 }

@@ -108,7 +108,7 @@ def _mounted(root: Path, reference: str) -> Iterator[tuple[Path, int]]:
     target = root.with_name("mounted")
     target.mkdir(exist_ok=True)
     lazyfs = [sys.executable, "-m", "lazyfs.cli.main", "--root", str(root)]
-    subprocess.run([*lazyfs, "mount", reference, str(target)], check=True)
+    subprocess.run([*lazyfs, "mount", "--no-fill", reference, str(target)], check=True)
     try:
         yield next(target.iterdir()), DaemonClient(NodePaths.choose(root)).status()["pid"]
     finally:

@@ -50,6 +50,13 @@ def _render(values: dict[str, Any]) -> str:
         f"  {values['requests']} requests brought {byte_words(values['store_bytes'])}; "
         f"the kernel read {values['device_reads']} times",
     ]
+    touched = sum(layer["touched_bytes"] for layer in values["layers"])
+    if touched:
+        fetched = values["fetched_bytes"]
+        lines.append(
+            f"  {byte_words(fetched)} fetched, {byte_words(touched)} touched ({fetched / touched:.2f}); "
+            f"{byte_words(values['filled_bytes'])} filled in, {values['layers_to_fill']} layers left to fill"
+        )
     keeper = values.get("keeper", {})
     if keeper.get("restarts"):
         lines.append(f"  restarted {keeper['restarts']} times; last, {keeper['last_end']}")

@@ -194,7 +194,7 @@ class Fetcher:
         finally:
             if got:
                 low, high = int(chunks.start[first]), int(chunks.start[last])
-                self._engine.timeline.fetched(self._layer, low, high, got, began)
+                self._engine.timeline.fetched(self._layer, low, high, got, began, fill=run.lane is Lane.FILL)
 
     def _is_pointless(self, run: Run, left: list[Flight]) -> bool:
         """Whether nobody needs the rest of a run: it came another way, or it is to fill and somebody is in a hurry."""

@@ -48,6 +48,7 @@ class Timeline:
         self._requests = 0
         self._stored_bytes = 0
         self._plain_bytes = 0
+        self._filled_bytes = 0
         self._hedges = 0
         self._failed = 0
         self._cache_failures = 0
@@ -56,13 +57,19 @@ class Timeline:
         """Forget no reads from now on, or only after very many: a start is to be recorded."""
         self._reads = deque(self._reads.copy(), maxlen=MAX_RECORDED)
 
-    def fetched(self, layer: str, start: int, end: int, stored: int, began: float) -> None:
+    def fetched(
+        self, layer: str, start: int, end: int, stored: int, began: float, *, fill: bool = False
+    ) -> None:
+        """`fill`: nobody has asked for it, nor is about to."""
         event = Fetched(layer, start, end, stored, began, time.monotonic())
         with self._lock:
             self._events.append(event)
             self._requests += 1
             self._stored_bytes += stored
-            self._plain_bytes += end - start
+            if fill:
+                self._filled_bytes += end - start
+            else:
+                self._plain_bytes += end - start
 
     def hedged(self) -> None:
         """A read was asked a second time."""
@@ -103,6 +110,7 @@ class Timeline:
                 "requests": self._requests,
                 "store_bytes": self._stored_bytes,
                 "fetched_bytes": self._plain_bytes,
+                "filled_bytes": self._filled_bytes,
                 "second_requests": self._hedges,
                 "device_reads": self._read_count,
                 "failed_fetches": self._failed,

@@ -129,3 +129,13 @@ def test_closing_does_not_wait_for_a_silent_store(rig: Make, filler: MakeFiller)
     closing.join(PATIENCE / 2)
     assert not closing.is_alive()
     silent.set()
+
+
+def test_what_is_filled_is_not_counted_as_fetched_for_a_reader(rig: Make, filler: MakeFiller) -> None:
+    each = rig([40 * KIB] * 10)
+    assert each.is_right(0, 100)
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache)
+    until(done(filling))
+    until(lambda: each.timeline.counters()["filled_bytes"] == 9 * 40 * KIB)
+    assert each.timeline.counters()["fetched_bytes"] == 40 * KIB
