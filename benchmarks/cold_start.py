@@ -42,10 +42,6 @@ from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Store, load_image, open_store, parse_reference
 
 LINKS = ("1gbit,2ms", "100mbit,20ms")
-STACK = (
-    "import numpy, pandas, scipy.stats, scipy.optimize, sklearn.linear_model, sklearn.ensemble, sklearn.cluster; "
-    "print('ready', flush=True)"
-)
 READY = b"ready"
 PIECE = 16 * 1024
 _NAME = "bench"
@@ -62,7 +58,7 @@ class Workload:
     arguments: tuple[str, ...]
 
 
-WORKLOADS = {"numpy": Workload("demo", ("ready.py",)), "stack": Workload("science", ("-c", STACK))}
+WORKLOADS = {"numpy": Workload("demo", ("ready.py",)), "stack": Workload("stack", ("/srv/app/ready.py",))}
 
 
 @dataclass(frozen=True, slots=True)
