@@ -64,7 +64,7 @@ class NodePaths:
 
     @property
     def use_lock(self) -> Path:
-        """Shared by commands between opening an image and mounting it; held by a daemon that shuts down."""
+        """Shared by commands between opening an image and mounting it; held while a daemon ends, or lets go."""
         return self.root / "use.lock"
 
     @property

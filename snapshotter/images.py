@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 
 PATIENCE = 4.5
 """Seconds for all that a Prepare may wait: then containerd downloads the layer itself."""
+STOP_SECONDS = 3.0
 _REMEMBERED = 256
 _TAG_SECONDS = 60.0
 _FAILED_SECONDS = 10.0
@@ -88,11 +89,16 @@ class Images:
         _in_background(self._start_daemon)
 
     def stop_daemon(self) -> None:
-        """End it, unless an image is still mounted: running containers keep what they have."""
+        """End it, unless an image is still mounted: running containers keep what they have.
+
+        It may wait for a registry that is silent: then it ends by itself, and is not waited for.
+        """
         try:
-            DaemonClient(self._paths).shutdown()
+            _in_background(DaemonClient(self._paths).shutdown).result(STOP_SECONDS)
         except NoDaemonError:
             pass
+        except TimeoutError:
+            log.info("the node's daemon is ending, which takes more than %.0f s", STOP_SECONDS)
         except BusyError as error:
             log.info("the node's daemon goes on: %s", error)
         except LazyfsError as error:
@@ -130,11 +136,16 @@ class Images:
                 mount_view(self._paths, daemon.open_image(lazy.reference, lazy.layers), target)
 
     def forget(self, numbers: set[int]) -> None:
-        """These snapshots are gone, and where they were shown is unmounted."""
+        """These snapshots are gone, and where they were shown is unmounted; nor does the daemon need their layers."""
         with self._lock:
             for number in numbers:
                 self._showing.pop(number, None)
         release_unused(self._paths)
+        try:
+            DaemonClient(self._paths).release()
+        except LazyfsError as error:
+            # Where none runs there is nothing to let go of.
+            log.debug("the node's daemon lets go of nothing: %s", error)
 
     def _look(self, reference: str) -> tuple[_Look, bool]:
         """The answer, or what will be one; was it asked for before?"""

@@ -47,7 +47,7 @@ class ImageSource(Protocol):
         ...
 
     def forget(self, numbers: set[int]) -> None:
-        """These snapshots are gone, and were unmounted."""
+        """These snapshots are gone, and were unmounted; others may be gone that were not mounted."""
         ...
 
 
@@ -150,8 +150,8 @@ class Snapshots:
             unmounted = self._directories.forsake(table.ids())
             self._reached("forsaken")
         self._directories.delete()
-        if unmounted:
-            self._images.forget(unmounted)
+        # Also where nothing was mounted: an image may have gone that nobody has looked into.
+        self._images.forget(unmounted)
 
     def _provide(self, wanted: WantedLayer, parent: str, labels: Labels) -> bool:
         """Have the layer as a committed snapshot without downloading it, if that can be."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class DaemonClient:
             # It ended just now, or was about to when it was asked.
             ensure_daemon(self._paths)
             return self._call("POST", path, body)
+
+    def release(self) -> None:
+        """See `Node.release`; nothing, this time, while somebody is about to mount an image."""
+        with suppress(BusyError), locked(self._paths.use_lock, fcntl.LOCK_EX, 0.0):
+            self._call("POST", "/v1/release")
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")

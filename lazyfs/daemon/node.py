@@ -116,6 +116,7 @@ class Node:
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
         self._touched: dict[int, Touched] = {}
+        self._inherited: frozenset[int] = frozenset()
         self._opening: dict[str, threading.Lock] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._started = time.time()
@@ -276,6 +277,41 @@ class Node:
         log.warning("%s; %s is opened as it was last", error, reference)
         return image
 
+    def release(self) -> dict[str, Any]:
+        """Let go of what no mounted image needs. Whoever asks sees to it that nobody is about to mount one.
+
+        Returns `layers`, how many went. While a launch pack comes, nothing goes.
+        """
+        if self.launches.are_running():
+            return {"layers": 0}
+        mounted = mounted_keys(self._paths)
+        with self._lock:
+            for name in [name for name, answer in self._images.items() if answer["key"] not in mounted]:
+                del self._images[name]
+            images = list(self._images.values())
+            layers = list(self._layers.values())
+        self.launches.forget({answer["digest"] for answer in images})
+        kept = self._inherited.union(*(answer["layers"] for answer in images))
+        gone = [layer for layer in layers if layer.inode not in kept and not layer.cache.held]
+        for layer in gone:
+            self._let_go(layer)
+        return {"layers": len(gone)}
+
+    def _let_go(self, layer: Layer) -> None:
+        with self._opening_lock(layer.toc_digest):
+            with self._lock:
+                if self._layers.get(layer.toc_digest) is not layer:
+                    return
+                del self._layers[layer.toc_digest]
+                self._blobs.pop(layer.inode, None)
+                self._touched.pop(layer.inode, None)
+                self._numbers.pop(layer.toc_digest, None)
+            if self._filler is not None:
+                self._filler.forget(layer.fetcher)
+            self._table.remove(str(layer.inode))
+            self._state.let_go(layer.inode)
+            self.cache.let_go(layer.toc_digest)
+
     def _restore(self) -> None:
         """Show the devices that the kernel knows from an earlier daemon; nothing of it needs a network."""
         for known in self._state.layers():
@@ -289,6 +325,8 @@ class Node:
                     log.error("device %d of an earlier daemon: %s", known.inode, error)
                 else:
                     break
+        # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
+        self._inherited = frozenset(self._blobs)
         for name, answer in self._state.images().items():
             if set(answer["layers"]) <= set(self._blobs):
                 self._images[name] = answer
@@ -333,8 +371,9 @@ class Node:
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
         self.timeline.read(self._blobs.get(inode, ""), offset, size, waited)
-        if inode in self._touched:
-            self._touched[inode].mark(offset, offset + size)
+        touched = self._touched.get(inode)
+        if touched is not None:
+            touched.mark(offset, offset + size)
 
     def recorded(self, since: float) -> dict[str, Any]:
         """The timeline after `since` (`time.monotonic`), JSON-able."""
@@ -377,7 +416,8 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         with self._lock:
-            layers = sorted(self._layers.values(), key=lambda layer: layer.inode)
+            ordered = sorted(self._layers.values(), key=lambda layer: layer.inode)
+            layers = [(layer, self._touched[layer.inode]) for layer in ordered]
             images = [
                 {name: answer[name] for name in ("reference", "digest", "key", "layers")}
                 for answer in self._images.values()
@@ -395,9 +435,9 @@ class Node:
                     "toc": layer.toc_digest,
                     "bytes": layer.device.size,
                     "present_bytes": layer.cache.present_bytes(),
-                    "touched_bytes": self._touched[layer.inode].bytes(),
+                    "touched_bytes": touched.bytes(),
                 }
-                for layer in layers
+                for layer, touched in layers
             ],
             "cache": self.cache.status(),
             "layers_to_fill": self._filler.layers_left() if self._filler is not None else 0,

@@ -111,6 +111,7 @@ class _Service:
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))
             ),
+            "POST /v1/release": lambda _: node.release(),
             "GET /v1/status": lambda _: node.status(),
             "POST /v1/timeline": lambda body: node.recorded(_argument(body, "since", float | int)),
             "POST /v1/cache/warm": lambda body: node.warm(

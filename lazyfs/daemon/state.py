@@ -128,6 +128,19 @@ class State:
                 (name, reference, json.dumps(answer), self._connection),
             )
 
+    def let_go(self, inode: int) -> None:
+        """The kernel does not know this layer any more; nor is an image with it to be shown to whoever comes next.
+
+        The number stays the layer's, and what an image's name meant is still known.
+        """
+        with self._writing() as database:
+            database.execute("UPDATE layers SET connection = '' WHERE inode = ?", (inode,))
+            database.execute(
+                "UPDATE images SET connection = '' WHERE connection = ? AND EXISTS "
+                "(SELECT 1 FROM json_each(answer, '$.layers') WHERE value = ?)",
+                (self._connection, inode),
+            )
+
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:

@@ -89,6 +89,19 @@ class NodeCache(Surroundings):
         self._index.add(name, chunks)
         return cache
 
+    def let_go(self, name: str) -> None:
+        """No image has the layer open any more."""
+        with self._opening:
+            cache = self._open.pop(name, None)
+            if cache is None:
+                return
+            try:
+                cache.flush()
+                cache.save_times()
+            except OSError as error:
+                self._report(f"sync: {error.strerror}")
+            self._rest(name, cache)
+
     def is_open(self, name: str) -> bool:
         return name in self._open
 
@@ -103,10 +116,7 @@ class NodeCache(Surroundings):
                     return None
                 cache = self._all[name] = LayerCache(directory.path / name, chunks, self._boot, self)
             if name not in self._open:
-                self._idle[name] = cache
-                self._idle.move_to_end(name)
-                if len(self._idle) > IDLE_LAYERS:
-                    self._idle.popitem(last=False)
+                self._rest(name, cache)
             return cache
 
     def names(self) -> list[str]:
@@ -291,6 +301,12 @@ class NodeCache(Surroundings):
         with self._room:
             self._damaged += 1
         self._report(f"layer {cache.directory.name}: chunk {index} was damaged on the disk")
+
+    def _rest(self, name: str, cache: LayerCache) -> None:
+        self._idle[name] = cache
+        self._idle.move_to_end(name)
+        if len(self._idle) > IDLE_LAYERS:
+            self._idle.popitem(last=False)
 
     def _remove_twins(self) -> None:
         """A layer that had to move has left what it had where it was, if that disk has come back."""

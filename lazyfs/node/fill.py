@@ -67,6 +67,12 @@ class Filler:
                 self._thread.start()
             self._changed.notify()
 
+    def forget(self, fetcher: Fetcher) -> None:
+        """Nobody uses this layer any more: what of it is on its way still comes, and nothing else."""
+        with self._changed:
+            self._known.discard(fetcher)
+            self._waiting = deque(each for each in self._waiting if each[0] is not fetcher)
+
     def layers_left(self) -> int:
         """Layers that are being filled, or wait for it."""
         return len(self._known)
@@ -87,7 +93,8 @@ class Filler:
                 # Others first: their stores may answer.
                 log.info("filling waits: %s", error)
                 with self._changed:
-                    self._waiting.append(layer)
+                    if fetcher in self._known:
+                        self._waiting.append(layer)
                 self._sleep(self._pause)
                 continue
             except LazyfsError as error:
@@ -107,7 +114,7 @@ class Filler:
         index = 0
         while index < len(cache.chunks) and self._is_quiet():
             batch = range(index, min(index + _BATCH, len(cache.chunks)))
-            if not fetcher.has_room() or not self._may_fill(cache):
+            if fetcher not in self._known or not fetcher.has_room() or not self._may_fill(cache):
                 return
             if self._landed(fetcher.ahead(batch, Lane.FILL)):
                 index = batch.stop

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict
@@ -135,6 +135,18 @@ class Launches:
         """Is a pack on its way?"""
         with self._lock:
             return any(not launch.arrived.is_set() for launch in self._launches.values())
+
+    def are_running(self) -> bool:
+        with self._lock:
+            return not all(each.finished.is_set() for each in self._launches.values())
+
+    def forget(self, kept: Set[str]) -> None:
+        """Forget the launches that have ended, but for those of the images with these manifests."""
+        with self._lock:
+            for digest, launch in list(self._launches.items()):
+                if digest not in kept and launch.finished.is_set():
+                    del self._launches[digest]
+                    self._before.pop(digest, None)
 
     def status(self) -> list[dict[str, Any]]:
         """How far each launch has come, JSON-able."""

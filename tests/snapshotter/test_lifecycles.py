@@ -146,6 +146,7 @@ def test_two_images_that_share_layers(
     # The busybox layer twice in one image and in both is one device.
     assert len(DaemonClient(service.node).status()["layers"]) == 12
     engine.ctr("images", "remove", "--sync", f"{app}:lazy")
+    wait_until(lambda: len(DaemonClient(service.node).status()["layers"]) == 6, "the end of the other layers")
     assert engine.run(f"{other}:lazy", "c3") == "from below\n"
 
 
