@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import BusyError, LazyfsError, NodeError
+from lazyfs.errors import BusyError, LazyfsError, NodeError, UsageError
 from snapshotter.image_service import serving_images
 from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
@@ -52,6 +52,11 @@ log = logging.getLogger("snapshotter")
     help="The directory of the node whose daemon is used. Without it, one of its own below --root is started.",
 )
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Settings of that own node (docs/operations.md), instead of those in node/config.toml below --root.",
+)
+@click.option(
     "--image-service",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Serve CRI's image service here, for kubelet's --image-service-endpoint: passwords of pulls are learned.",
@@ -64,7 +69,12 @@ log = logging.getLogger("snapshotter")
     help="The containerd that answers it.",
 )
 def main(
-    root: Path, address: Path, node: Path | None, image_service: Path | None, image_service_of: Path
+    root: Path,
+    address: Path,
+    node: Path | None,
+    config: Path | None,
+    image_service: Path | None,
+    image_service_of: Path,
 ) -> None:
     levels = logging.getLevelNamesMapping()
     logging.basicConfig(
@@ -73,7 +83,12 @@ def main(
     )
     try:
         images = (image_service.absolute(), image_service_of.absolute()) if image_service else None
-        _run(Path(os.path.realpath(root)), address.absolute(), node, images)
+        if node is not None and config is not None:
+            raise UsageError(
+                f"--config is for a node of its own, and {node} is another's",
+                hint=f"write its settings into {node / 'config.toml'}",
+            )
+        _run(Path(os.path.realpath(root)), address.absolute(), node, config, images)
     except LazyfsError as error:
         click.echo(f"lazyfs-snapshotter: {error.message}", err=True)
         if error.hint:
@@ -81,13 +96,17 @@ def main(
         sys.exit(error.exit_code)
 
 
-def _run(root: Path, address: Path, node: Path | None, image_service: tuple[Path, Path] | None) -> None:
+def _run(
+    root: Path, address: Path, node: Path | None, config: Path | None, image_service: tuple[Path, Path] | None
+) -> None:
     """`node` is whose daemon to use, unless an own; `image_service` where to serve that of CRI, and whose it is."""
     signals = {signal.SIGTERM, signal.SIGINT}
     # Before any thread is made, so that none of them takes the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     with _only_one(root):
         paths = NodePaths.choose(node or root / "node")
+        if config is not None:
+            _use_settings(paths, config.absolute())
         images = Images(paths)
         snapshots = Snapshots(root, images, limit=read_default(paths))
         try:
@@ -102,6 +121,25 @@ def _run(root: Path, address: Path, node: Path | None, image_service: tuple[Path
             snapshots.close()
             if node is None:
                 images.stop_daemon()
+
+
+def _use_settings(paths: NodePaths, config: Path) -> None:
+    """Let the node read its settings from `config`: its own `config.toml` is a link there from now on."""
+    try:
+        config.read_bytes()  # a file that is not there must not mean "no settings"
+        paths.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if paths.settings.exists() and not paths.settings.is_symlink():
+            raise UsageError(
+                f"{paths.settings} is there, and --config names {config}", hint="remove one of them"
+            )
+        link = paths.settings.with_name(".new-config")
+        link.unlink(missing_ok=True)
+        link.symlink_to(config)
+        link.replace(paths.settings)
+    except OSError as error:
+        raise UsageError(
+            f"--config {config}: {error.strerror}", hint="name a file that can be read"
+        ) from error
 
 
 @contextmanager

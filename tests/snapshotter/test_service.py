@@ -62,6 +62,25 @@ def test_one_process_for_a_root_and_a_socket(service: Service, tmp_path: Path) -
     client.close()
 
 
+def test_settings_from_a_file(service: Service, tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    for text, code in ((None, 2), ("[snapshots]\nlimit = 'much'\n", 2), ("[snapshots]\nlimit = '10G'\n", 0)):
+        if text is not None:
+            config.write_text(text)
+        service.start("--config", str(config), wait=code == 0)
+        assert service.process is not None
+        if code:
+            assert service.process.wait(30) == code
+            service.process = None
+    assert service.node.settings.readlink() == config
+    assert service.stop() == 0
+    service.start("--config", str(config), "--node", str(tmp_path), wait=False)
+    assert service.process is not None
+    assert service.process.wait(30) == 2
+    service.process = None
+    assert "is another's" in service.log.read_text()
+
+
 def test_what_it_does_not_know(service: Service) -> None:
     service.start()
     for method, request, code in (
