@@ -31,6 +31,7 @@ from benchmarks import (
     link,
     run_speed,
     sequential,
+    snapshotter_speed,
     tree_speed,
 )
 from benchmarks.images import BuildError
@@ -162,6 +163,12 @@ def _docker(cache: Path, results: Path) -> list[Row]:
     return docker_start.rows(starts)
 
 
+def _snapshotter(_: Path, results: Path) -> list[Row]:
+    measured = snapshotter_speed.measure(snapshotter_speed.RUNS, snapshotter_speed.ROUNDS)
+    write_json(results, [measured])
+    return snapshotter_speed.rows(measured)
+
+
 def _cold_starts(cache: Path, results: Path) -> list[Row]:
     starts, sizes = cold_start.measure(cache, cold_start.LINKS, COLD_WORKLOADS, COLD_RUNS, with_pull=True)
     write_json(results, [*starts, *sizes])
@@ -195,6 +202,7 @@ MEASURES: Mapping[str, Measure] = {
     "sequential": _sequential,
     "kill_daemon": _kills,
     "docker_start": _docker,
+    "snapshotter_speed": _snapshotter,
 }
 
 

@@ -72,6 +72,14 @@ def write_image(pieces: Iterable[bytes], directory: Path) -> Path:
     """Put the tar into a new image layout, as the one layer of the image `TAG`; returns the layout."""
     directory.mkdir(parents=True)
     blob = directory / "layer"
+    layer = pack(pieces, blob)
+    write_layout(directory / "oci", TAG, [(layer, blob, "made up")], {})
+    blob.unlink()
+    return directory / "oci"
+
+
+def pack(pieces: Iterable[bytes], blob: Path) -> PackedLayer:
+    """Write the tar to `blob` as gzip."""
     plain, packed = hashlib.sha256(), hashlib.sha256()
     deflate = isal_zlib.compressobj(1, wbits=16 + zlib.MAX_WBITS)
     with blob.open("wb") as file:
@@ -84,10 +92,7 @@ def write_image(pieces: Iterable[bytes], directory: Path) -> Path:
             plain.update(piece)
             write(deflate.compress(piece))
         write(deflate.flush())
-    layer = PackedLayer(f"sha256:{packed.hexdigest()}", f"sha256:{plain.hexdigest()}", blob.stat().st_size)
-    write_layout(directory / "oci", TAG, [(layer, blob, "made up")], {})
-    blob.unlink()
-    return directory / "oci"
+    return PackedLayer(f"sha256:{packed.hexdigest()}", f"sha256:{plain.hexdigest()}", blob.stat().st_size)
 
 
 def _header(name: bytes, size: int, kind: bytes) -> bytes:
