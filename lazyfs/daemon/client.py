@@ -28,6 +28,8 @@ USE_PATIENCE = 5.0
 REQUEST_TIMEOUT = 120.0
 _MAX_RESPONSE = 64 << 20
 _PAUSE = 0.01
+_started: list[int] = []
+"""Keepers that are children of this process: not by a thread, which would take the signals of `lazyfs run`."""
 
 
 class NoDaemonError(NotFoundError):
@@ -126,6 +128,7 @@ class DaemonClient:
                     raise NodeError(f"the keeper {pid} does not end", hint=f"see {self._paths.log}")
             finally:
                 os.close(process)
+            _reap()
 
     def is_running(self) -> bool:
         """Whether somebody listens: a daemon, or a keeper that is about to start one."""
@@ -204,6 +207,7 @@ def daemon_in_use(paths: NodePaths) -> Iterator[DaemonClient]:
 
 def ensure_daemon(paths: NodePaths) -> DaemonClient:
     """A client of the running daemon; it and its keeper are started first if need be. Needs root then."""
+    _reap()
     client = DaemonClient(paths)
     keeper = KeeperClient(paths)
     if client.is_running() and keeper.is_running():
@@ -231,6 +235,17 @@ def _nobody_mounts(paths: NodePaths) -> Iterator[None]:
                 hint="end their containers, or lazyfs umount DIR; `lazyfs status` lists them",
             )
         yield
+
+
+def _reap() -> None:
+    """Leave no zombie of the keepers that were started here and have ended."""
+    for pid in _started[:]:
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _started.remove(pid)
 
 
 def _make_root(paths: NodePaths) -> None:
@@ -275,8 +290,9 @@ def _start(paths: NodePaths, lock: int) -> None:
         if "error" in values:
             raise from_dict(values)
         raise NodeError("the daemon ended while it started", hint=f"see {paths.log}")
-    # The daemon outlives this process and is not waited for.
+    # It outlives most callers, and is waited for by one that outlives it, such as the snapshotter.
     process.returncode = 0
+    _started.append(process.pid)
 
 
 def _read_all(connection: socket.socket) -> bytes:

@@ -212,3 +212,16 @@ def test_a_dead_process_that_the_kernel_still_holds_is_known() -> None:
     process.wait()
     daemon.reap()
     theirs.close()
+
+
+def test_who_starts_keepers_keeps_no_zombies(paths: NodePaths) -> None:
+    for _ in range(2):
+        client = ensure_daemon(paths)
+        (keeper,) = keepers(paths)
+        client.shutdown()
+        assert not Path("/proc", str(keeper)).exists()
+    ensure_daemon(paths)
+    (keeper,) = keepers(paths)
+    os.kill(keeper, signal.SIGKILL)
+    gone = Path("/proc", str(keeper))
+    wait_until(lambda: ensure_daemon(paths) and not gone.exists(), "its being waited for")

@@ -23,14 +23,17 @@ PATIENCE = 60.0
 class DeviceServer:
     """A running `tests.mount.device_server`; ``expected`` are parts of the errors that its log may show."""
 
-    def __init__(self, target: Path, log: Path) -> None:
+    def __init__(self, target: Path, log: Path, descriptor: int | None = None) -> None:
         self.target = target
         self.expected: list[str] = []
         self._log = log
-        target.mkdir(exist_ok=True)
+        if descriptor is None:
+            target.mkdir(exist_ok=True)
+        passed = [] if descriptor is None else [descriptor]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.mount.device_server", str(target)],
+                [sys.executable, "-m", "tests.mount.device_server", str(target), *map(str, passed)],
+                pass_fds=passed,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -1,4 +1,5 @@
-"""A FUSE front with synthetic devices, in a process of its own: `python -m tests.mount.device_server TARGET`.
+"""A FUSE front with synthetic devices, in a process of its own: `python -m tests.mount.device_server TARGET [FD]`:
+with a descriptor from `open_and_mount` it serves what is mounted already.
 
 Takes commands as lines of JSON on stdin (`{"do": name, ...}`, see `Commands`) and answers each with
 one on stdout. Ends, and unmounts, at the end of stdin or when unmounted.
@@ -24,6 +25,7 @@ from lazyfs.errors import NotFoundError, StoreError
 from lazyfs.mount.attach import serve
 from lazyfs.mount.connection import open_and_mount
 from lazyfs.mount.device_table import DeviceTable
+from lazyfs.mount.fuse import store_pages
 from lazyfs.mount.syscalls import unmount
 from tests.mount.pattern import pattern
 
@@ -145,6 +147,11 @@ class Commands:
     def requests(self, name: str) -> int:
         return self.devices[name].requests
 
+    def store(self, inode: int, offset: int, size: int) -> None:
+        """Give pages to the kernel from a thread, which waits for a page that somebody reads."""
+        data = pattern(0, offset, size)
+        threading.Thread(target=store_pages, args=(inode, offset, data), name="store", daemon=True).start()
+
     def take_reads(self) -> list[tuple[int, int, int, bool]]:
         reads, self.reads[:] = list(self.reads), []
         return reads
@@ -161,9 +168,10 @@ class Commands:
         self._stop()
 
 
-async def main(target: Path) -> None:
+async def main(target: Path, descriptor: int | None) -> None:
     table = DeviceTable()
-    descriptor = open_and_mount(target)
+    if descriptor is None:
+        descriptor = open_and_mount(target)
     thief = Thief(descriptor)
     async with trio.open_nursery() as nursery:
         token = trio.lowlevel.current_trio_token()
@@ -193,4 +201,4 @@ def answer(value: object) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    trio.run(main, Path(sys.argv[1]))
+    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
