@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import LazyfsError
+from lazyfs.formats.oci import TOC_ANNOTATION
 from snapshotter.lifecycle import Snapshots
 from snapshotter.records import Kind
 
@@ -21,7 +22,8 @@ DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
 from snapshotter.lifecycle import Snapshots
-from tests.snapshotter.samples import NoImages
+from snapshotter.records import TakenError
+from tests.snapshotter.samples import EveryImage
 
 root, stop, *call = json.loads(sys.argv[1])
 
@@ -32,13 +34,23 @@ def reached(step):
     if stop == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-snapshots = Snapshots(Path(root), NoImages(), reached)
-getattr(snapshots, call[0])(*call[1:])
+snapshots = Snapshots(Path(root), EveryImage(), reached)
+try:
+    getattr(snapshots, call[0])(*call[1:])
+except TakenError:  # the layer is there
+    assert "lazy" in call
 """
+LAZY = {
+    "containerd.io/snapshot.ref": "sha256:1",
+    "containerd.io/snapshot/cri.image-ref": "host/image:tag",
+    "containerd.io/snapshot/cri.layer-digest": "sha256:2",
+    TOC_ANNOTATION: "1:2:3",
+}
 CALLS: list[list[object]] = [
     ["prepare", "new", "base", {}],
     ["view", "new", "base", {}],
     ["prepare", "new", "", {"label": "x"}],
+    ["prepare", "lazy", "", LAZY],
     ["commit", "done", "active", {}],
     ["remove", "active"],
     ["remove", "leaf"],

@@ -15,7 +15,7 @@ from lazyfs.formats.oci import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descrip
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import LayoutStore, load_image, parse_reference, write_blob
-from tests.daemon.processes import kill
+from tests.daemon.processes import daemons, end, kill
 from tests.registry import Registry, needs_registry, run_registry, skopeo
 
 from .client import Service, wait_until
@@ -173,6 +173,19 @@ def test_the_service_ends_and_starts_under_a_container(
     wait_until(lambda: len(engine.snapshots(check=False)) == 13, "containerd's connection")
     assert engine.run(f"{app}:lazy", "d", "cat", "/etc/layer3") == "3"
     assert len(shown(service)) == 1
+    engine.end("c")
+
+
+def test_the_daemon_is_killed_under_a_container(engine: Engine, service: Service, app: str) -> None:
+    """The keeper holds the kernel's connection, and starts another: whoever reads meanwhile waits."""
+    engine.pull(f"{app}:lazy")
+    engine.start(f"{app}:lazy", "c", "sleep", "1000")
+    for number in range(1, 4):
+        before = DaemonClient(service.node).status()["pid"]
+        end(daemons(service.node))
+        assert engine.execute("c", "cat", f"/etc/layer{number}", "/etc/message") == f"{number}ready\n"
+        assert DaemonClient(service.node).status()["pid"] != before
+    assert engine.run(f"{app}:lazy", "d", "cat", "/etc/layer9") == "9"
     engine.end("c")
 
 

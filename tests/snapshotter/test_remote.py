@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,7 @@ from tests.registry import (
     USER,
     needs_registry,
     run_registry,
+    skopeo,
     write_auth,
 )
 
@@ -118,6 +121,28 @@ def test_asked_once_for_all_layers(service: Service, app: str, images: Path) -> 
     for below, layer in itertools.pairwise(offered):
         assert offer(client, layer, below.chain_id)
     assert daemon.status()["requests"] == before["requests"]
+    client.close()
+
+
+def test_its_launch_pack_comes_before_the_first_answer(
+    service: Service, app: str, images: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "profile"
+    profile.write_text("# lazyfs profile 1\nbin/busybox 0-9\netc/message 0\n")
+    skopeo("copy", "--quiet", f"oci:{images}:app-lazy", f"oci:{tmp_path}/packed:packed")
+    lazyfs = Path(sys.executable).with_name("lazyfs")
+    target = f"oci:{tmp_path}/packed:packed"
+    subprocess.run(
+        [lazyfs, "profile", "attach", profile, target], check=True, capture_output=True, timeout=60
+    )
+    name = f"{app.partition('/')[0]}/packed:packed"
+    subprocess.run([lazyfs, "copy", target, f"docker://{name}"], check=True, capture_output=True, timeout=60)
+    client = service.start().client()
+    offered = layers_of(tmp_path / "packed", "packed", name)
+    assert offer(client, offered[0], "")
+    (launch,) = DaemonClient(service.node).status()["launches"]
+    assert launch["image"] == offered[0].labels[f"{CRI}manifest-digest"]
+    assert launch["state"] != "refused"
     client.close()
 
 
