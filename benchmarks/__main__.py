@@ -27,12 +27,16 @@ from benchmarks import (
     convert_speed,
     dedup,
     docker_start,
+    footprint,
     kill_daemon,
     link,
+    many_containers,
+    random_reads,
     run_speed,
     sequential,
     snapshotter_speed,
     tree_speed,
+    whole_image,
 )
 from benchmarks.images import BuildError
 from benchmarks.process import FailedError
@@ -182,6 +186,30 @@ def _sequential(cache: Path, results: Path) -> list[Row]:
     return sequential.rows(figures)
 
 
+def _random_reads(cache: Path, results: Path) -> list[Row]:
+    found = random_reads.measure(cache)
+    write_json(results, found)
+    return random_reads.rows(found)
+
+
+def _many_containers(cache: Path, results: Path) -> list[Row]:
+    found = many_containers.measure(cache)
+    write_json(results, found)
+    return many_containers.rows(found)
+
+
+def _footprint(_: Path, results: Path) -> list[Row]:
+    found = footprint.measure()
+    write_json(results, [found])
+    return footprint.rows(found)
+
+
+def _whole_image(cache: Path, results: Path) -> list[Row]:
+    found = whole_image.measure(cache)
+    write_json(results, found)
+    return whole_image.rows(found)
+
+
 def _machine() -> str:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return (
@@ -203,6 +231,10 @@ MEASURES: Mapping[str, Measure] = {
     "kill_daemon": _kills,
     "docker_start": _docker,
     "snapshotter_speed": _snapshotter,
+    "random_reads": _random_reads,
+    "many_containers": _many_containers,
+    "footprint": _footprint,
+    "whole_image": _whole_image,
 }
 
 

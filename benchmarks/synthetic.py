@@ -22,15 +22,15 @@ _NAMES_PER_DIRECTORY = 100
 _USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 
 
-def many_files(count: int) -> Iterator[bytes]:
-    """A tar of `count` members, one in a hundred a directory, files of 0 to 1000 bytes."""
+def many_files(count: int, top: bytes = b"") -> Iterator[bytes]:
+    """A tar of `count` members below `top`, one in a hundred a directory, files of 0 to 1000 bytes."""
     random = Random(1)
     text = random.randbytes(20_000).hex().encode()
     piece = bytearray()
     directory = b""
     for number in range(count):
         if number % _NAMES_PER_DIRECTORY == 0:
-            directory = b"usr/lib/modules%d/package%d/" % (number // 10_000, number)
+            directory = top + b"usr/lib/modules%d/package%d/" % (number // 10_000, number)
             piece += _header(directory, 0, b"5")
         else:
             size = random.randrange(1000)

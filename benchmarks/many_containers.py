@@ -1,0 +1,117 @@
+"""Many containers of one image, started at once: each chunk fetched once, and how long until the last has ended.
+
+    python -m benchmarks.many_containers [--containers 100] [--link 1gbit,2ms] [--recipe demo]
+
+First on an empty node with the image in a registry across a link, then again with everything on the node and an empty
+page cache. A chunk that was fetched twice shows as bytes of blobs beyond those of the chunks that the node has then.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.blob_server import serve_layout
+from benchmarks.cold_start import READY, WORKLOADS
+from benchmarks.demo import drop_page_cache
+from benchmarks.link import Link, parse_link
+from benchmarks.node import TAG, convert_recipe, lazyfs, running_node
+from benchmarks.process import FailedError
+from benchmarks.report import Row, markdown, write_json
+
+CONTAINERS = 100
+LINK = "1gbit,2ms"
+BAR, ONCE_BAR = 1.5, 1.0
+_WORKLOAD = "numpy"
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Seconds until the last of `containers` had ended; plain bytes that were fetched, and that the node has then."""
+
+    containers: int
+    way: str
+    seconds: float
+    fetched: int
+    present: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_containers", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
+    parser.add_argument("--containers", type=int, default=CONTAINERS)
+    parser.add_argument("--link", default=LINK)
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    arguments = parser.parse_args()
+    found = measure(arguments.cache, arguments.containers, arguments.link)
+    print(markdown(rows(found)))
+    if arguments.json:
+        write_json(arguments.json, found)
+    return 0
+
+
+def measure(cache: Path, containers: int = CONTAINERS, link_name: str = LINK) -> list[Starts]:
+    found = []
+    # Not /tmp: snapshots do not lie on tmpfs.
+    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name:
+        directory = Path(name)
+        root = directory / "node"
+        layout = convert_recipe(WORKLOADS[_WORKLOAD].recipe, cache, directory / "layout")
+        with (
+            serve_layout(layout, "bench") as address,
+            Link(parse_link(link_name), address) as link,
+            running_node(root) as client,
+        ):
+            for way in ("from the network", "local"):
+                before = client.status()
+                seconds = _start_all(root, f"docker://{link.address}/bench:{TAG}", containers)
+                after = client.status()
+                fetched = after["fetched_bytes"] - before["fetched_bytes"]
+                found.append(Starts(containers, way, seconds, fetched, _present(after) - _present(before)))
+    return found
+
+
+def _present(status: dict[str, Any]) -> int:
+    return sum(int(layer["present_bytes"]) for layer in status["layers"])
+
+
+def _start_all(root: Path, reference: str, containers: int) -> float:
+    command = [*lazyfs(root), "run", "--no-fill", reference, *WORKLOADS[_WORKLOAD].arguments]
+    drop_page_cache()
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) for _ in range(containers)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    seconds = time.monotonic() - began
+    failed = sum(
+        process.returncode != 0 or not text.startswith(READY)
+        for process, text in zip(processes, said, strict=True)
+    )
+    if failed:
+        raise FailedError(f"{failed} of {containers} containers did not get ready")
+    return seconds
+
+
+def rows(found: list[Starts]) -> list[Row]:
+    remote, local = found
+    what = f"{remote.containers} containers at once"
+    return [
+        Row(f"{what}, from the network", remote.seconds, "s"),
+        Row(f"{what}, everything local", local.seconds, "s"),
+        Row(f"{what}: from the network, of local", remote.seconds / local.seconds, "", BAR),
+        Row(
+            f"{what}: bytes fetched, of those the node has then",
+            remote.fetched / remote.present,
+            "",
+            ONCE_BAR,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
