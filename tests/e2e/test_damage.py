@@ -52,7 +52,8 @@ def unreadable(view: Path, truth: dict[str, str]) -> list[str]:
         return failed
 
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(read).result(PATIENCE)
+        # Each file in a damaged chunk asks the store anew.
+        return pool.submit(read).result(4 * PATIENCE)
 
 
 def layers_of(reference: str) -> list[Path]:

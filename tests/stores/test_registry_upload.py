@@ -18,6 +18,7 @@ from tests.faults import HANG, RESET, FaultServer, Reply, Seen
 from tests.registry import BASIC, write_auth
 
 from .memory_registry import MemoryRegistry
+from .samples import make_sample
 
 CHUNK = 1000
 DATA = os.urandom(3500)
@@ -285,3 +286,34 @@ def test_many_threads_write_at_once(store: RegistryStore, memory: MemoryRegistry
     for thread in threads:
         thread.join()
     assert sorted(memory.blobs.values()) == sorted(blobs)
+
+
+UNKNOWN = Reply(404, {"Content-Type": "application/json"}, b'{"errors": [{"code": "MANIFEST_BLOB_UNKNOWN"}]}')
+
+
+def test_a_registry_that_loses_sight_of_a_blob_for_a_moment(
+    server: FaultServer, store: RegistryStore, memory: MemoryRegistry
+) -> None:
+    sample = make_sample("a")
+    for blob in (*sample.layers, sample.config):
+        write(store, blob)
+    asked = 0
+
+    def script(request: Seen) -> Reply:
+        nonlocal asked
+        if request.method == "PUT" and "/manifests/" in request.path:
+            asked += 1
+            return UNKNOWN if asked < 3 else memory(request)
+        return memory(request)
+
+    server.script = script
+    assert store.put_document(sample.manifest, sample.descriptor.media_type) == sample.descriptor
+    assert asked == 3
+
+
+def test_a_manifest_whose_blob_is_not_there(server: FaultServer, store: RegistryStore) -> None:
+    sample = make_sample("a")
+    at(server, "PUT", 1, lambda _: UNKNOWN)
+    with pytest.raises(StoreError, match="MANIFEST_BLOB_UNKNOWN"):
+        store.put_document(sample.manifest, sample.descriptor.media_type)
+    assert methods(server).count("PUT") == 1

@@ -9,6 +9,7 @@ The registry may be hostile: nothing it says makes us take more than was asked f
 timeout, or believe a document that its digest does not prove.
 """
 
+import itertools
 import re
 import threading
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from lazyfs.formats.oci import (
     parse_digest,
     parse_document,
     parse_index,
+    parse_manifest,
     sha256_digest,
 )
 from lazyfs.formats.strict_json import MAX_INTEGER, load
@@ -50,6 +52,7 @@ from lazyfs.stores.base import (
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.reference import DEFAULT_TAG
 from lazyfs.stores.referrers import is_of_type, read_list, referrers_tag, tag_referrer
+from lazyfs.stores.registry.answers import TemporaryError
 from lazyfs.stores.registry.blobs import blob_size, read_pieces, read_range, stream_blob
 from lazyfs.stores.registry.client import RegistryClient
 from lazyfs.stores.registry.connection import Response, split_url
@@ -221,16 +224,27 @@ class RegistryStore:
         accepted = frozenset({200, 201, 202})
         what = f"manifest {name}" if name.startswith("sha256:") else f"tag {name}"
         request = Request("PUT", f"manifests/{name}", what, "push", headers, data, accepted)
-        try:
-            keeps_list = self._client.run(request, lambda answer: "OCI-Subject" in answer.headers)
-        except (NotFoundError, StoreError) as error:
-            if isinstance(error, StoreError) and "BLOB_UNKNOWN" not in error.message:
-                raise
-            raise StoreError(
-                error.message, hint="write every blob before the manifest that names it"
-            ) from error
+        deadline = self._client.deadline()
+        for attempt in itertools.count(1):
+            try:
+                keeps_list = self._client.run(request, lambda answer: "OCI-Subject" in answer.headers)
+                break
+            except (NotFoundError, StoreError) as error:
+                if isinstance(error, StoreError) and "BLOB_UNKNOWN" not in error.message:
+                    raise
+                failure = StoreError(error.message, hint="write every blob before the manifest that names it")
+                if not self._has_all_of(data, media_type):
+                    raise failure from error
+                # While another client commits a blob, distribution's registry may lose sight of it for a moment.
+                self._client.pause(TemporaryError(failure), attempt, deadline)
         self._documents.keep(sha256_digest(data), data)
         return keeps_list
+
+    def _has_all_of(self, data: bytes, media_type: str) -> bool:
+        if media_type not in MANIFEST_TYPES:
+            return False
+        manifest = parse_manifest(data)
+        return all(self.has(item.digest) == item.size for item in (manifest.config, *manifest.layers))
 
     def _manifest(self, name: str, capability: str) -> Descriptor:
         """Fetch a manifest or an index; it is kept, since whoever resolves a name reads what it names."""
