@@ -6,8 +6,8 @@ Ordinary snapshots: Prepare on a parent, Mounts, Commit and Remove through the s
 overlayfs snapshotter and by lazyfs, in turn; figures are medians, and what lazyfs takes more.
 
 Lazy layers: an image of 12, in a registry on loopback (nginx), on a node that has pulled another one before. What the
-first Prepare takes there is what it takes beyond round trips; behind a link of 100 ms there and back, what more it
-takes says how many of these it waits for.
+first Prepare takes there is what it takes beyond round trips. Behind a link of 100 ms there and back it is held against
+that of an image of one layer: what more it takes says whether layers wait for each other.
 
 Rounds: all layers prepared, the image mounted for a container, everything removed again.
 """
@@ -49,8 +49,8 @@ ROUNDS = 200
 LAYERS = 12
 MORE_GOAL = 2.0
 LAZY_GOAL = 15.0
-TRIPS_GOAL = 4.5
-"""Connection, manifest, config and TOCs: however many layers there are."""
+TRIPS_GOAL = 2.0
+"""The TOCs of all layers travel at once: most of them on new connections, which is one, and then they are decoded."""
 _WARM_UP = 20
 _FILES = 200
 _SECONDS = 30.0
@@ -86,6 +86,7 @@ class Ordinary:
 class Lazy:
     """Milliseconds until the first layer's Prepare is answered, and all; requests that the registry got."""
 
+    layers: int
     round_trip: float
     first: float
     all: float
@@ -133,7 +134,8 @@ def measure(runs: int, rounds: int) -> Measured:
         with serve_layout(layout, "app") as host, Link(FAR, host) as link:
             near = [_lazy(directory / f"n{run}", layout, host, None) for run in range(STARTS)]
             far = [_lazy(directory / f"f{run}", layout, host, link) for run in range(STARTS)]
-            return Measured(ordinary, near + far, _rounds(directory / "r", layout, host, rounds))
+            one = [_lazy(directory / f"o{run}", layout, host, link, "other") for run in range(STARTS)]
+            return Measured(ordinary, near + far + one, _rounds(directory / "r", layout, host, rounds))
 
 
 def rows(measured: Measured) -> list[Row]:
@@ -143,9 +145,11 @@ def rows(measured: Measured) -> list[Row]:
         more = statistics.median(ours - theirs for ours, theirs in pairs)
         found.append(Row(f"{each.call}, more than overlayfs", more, "ms", MORE_GOAL))
     near = [each for each in measured.lazy if not each.round_trip]
-    far = [each for each in measured.lazy if each.round_trip]
+    far = [each for each in measured.lazy if each.round_trip and each.layers > 1]
+    one = [each for each in measured.lazy if each.layers == 1]
     first = statistics.median(each.first for each in near)
-    trips = (statistics.median(each.first for each in far) - first) / (FAR.round_trip * 1e3)
+    # The quickest of each: what is above it is other work on the machine.
+    trips = min(each.first for each in far) - min(each.first for each in one)
     rest = statistics.median((each.all - each.first) / (LAYERS - 1) for each in far)
     mean = statistics.median(each.all / LAYERS for each in near)
     name = f"of {LAYERS} lazy layers"
@@ -156,7 +160,12 @@ def rows(measured: Measured) -> list[Row]:
         Row(f"Prepare of the first {name}, beyond the network", first, "ms", LAZY_GOAL),
         Row(f"Prepare {name}, mean, beyond the network", mean, "ms", LAZY_GOAL),
         Row(f"Prepare of each other {name}, 100 ms away", rest, "ms", LAZY_GOAL),
-        Row(f"round trips of 100 ms for all {LAYERS} lazy layers", trips, "", TRIPS_GOAL),
+        Row(
+            f"round trips for {LAYERS} lazy layers, more than for one",
+            trips / (FAR.round_trip * 1e3),
+            "",
+            TRIPS_GOAL,
+        ),
         Row(f"mounts {after}", left.mounts, "", 0),
         Row(f"descriptors {after}", left.descriptors, "", 8),
         Row(f"threads {after}", left.threads, "", 8),
@@ -207,11 +216,12 @@ def _life(client: "_Client", run: int) -> Iterator[tuple[str, float]]:
         yield name, time.monotonic() - began
 
 
-def _lazy(directory: Path, layout: Path, host: str, link: Link | None) -> Lazy:
-    layers = _labels(layout, "lazy", link.address if link else host)
+def _lazy(directory: Path, layout: Path, host: str, link: Link | None, tag: str = "lazy") -> Lazy:
+    layers = _labels(layout, tag, link.address if link else host)
+    before_it = "other" if tag == "lazy" else "lazy"
     with _service(directory):
         client = _Client(directory / "s.sock", "")
-        _offer(client, _labels(layout, "other", host))
+        _offer(client, _labels(layout, before_it, host))
         before = link.counts() if link else None
         began = time.monotonic()
         _offer(client, layers[:1])
@@ -219,7 +229,8 @@ def _lazy(directory: Path, layout: Path, host: str, link: Link | None) -> Lazy:
         _offer(client, layers[1:], layers[0][_REF])
         ended = time.monotonic()
         requests = link.counts().since(before).requests if link and before else 0
-    return Lazy(link.spec.round_trip if link else 0.0, (first - began) * 1e3, (ended - began) * 1e3, requests)
+    round_trip = link.spec.round_trip if link else 0.0
+    return Lazy(len(layers), round_trip, (first - began) * 1e3, (ended - began) * 1e3, requests)
 
 
 def _rounds(directory: Path, layout: Path, host: str, rounds: int) -> Rounds:
