@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process import UNTIL_WE_END
 from lazyfs.formats.oci import OCI_INDEX, OCI_MANIFEST, REF_NAME_ANNOTATION
 
 _START_SECONDS = 10.0
@@ -71,7 +72,8 @@ def serve_layout(layout: Path, name: str) -> Iterator[str]:
             _NGINX.format(root=root, port=port, manifest=OCI_MANIFEST, index=OCI_INDEX, types=" ".join(types))
         )
         nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-        with subprocess.Popen([nginx, "-c", str(config), "-e", str(root / "error.log")]) as process:
+        command = [*UNTIL_WE_END, nginx, "-c", str(config), "-e", str(root / "error.log")]
+        with subprocess.Popen(command) as process:
             try:
                 _await(f"http://127.0.0.1:{port}/v2/", process, root / "error.log")
                 yield f"127.0.0.1:{port}"

@@ -30,7 +30,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
-from benchmarks.process import cpu_of
+from benchmarks.process import UNTIL_WE_END, cpu_of
 from benchmarks.report import Row
 
 _UNITS = {"kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
@@ -97,7 +97,7 @@ class Link:
 
     def __init__(self, spec: LinkSpec, target: str) -> None:
         self.spec = spec
-        command = [sys.executable, "-m", "benchmarks.link", spec.name, target]
+        command = [*UNTIL_WE_END, sys.executable, "-m", "benchmarks.link", spec.name, target]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process_id = self._process.pid
         self.address = self._line()

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+UNTIL_WE_END = ("setpriv", "--pdeathsig", "TERM")
+"""Before a command: it ends when the thread that started it does, even by SIGKILL."""
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
