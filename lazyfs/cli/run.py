@@ -144,9 +144,7 @@ def _run(
     with interruptible() as interrupts, ExitStack() as undo:
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
-            image = client.open_image(
-                reference, meanwhile=partial(_make_room, paths), fill=fill, command=options.entrypoint or ""
-            )
+            image = client.open_image(reference, meanwhile=partial(_make_room, paths), fill=fill)
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))
         interrupts.release()

@@ -53,7 +53,6 @@ class DaemonClient:
         meanwhile: Callable[[], None] = lambda: None,
         *,
         fill: bool = True,
-        command: str | None = None,
     ) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory.
 
@@ -62,8 +61,6 @@ class DaemonClient:
         options: dict[str, Any] = {} if fill else {"fill": False}
         if lowest is not None:
             options["lowest"] = lowest
-        if command is not None:
-            options["command"] = command
         return self._ask_for("/v1/images", reference, options, meanwhile)
 
     def look_at(self, reference: str) -> dict[str, Any]:

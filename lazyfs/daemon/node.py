@@ -21,7 +21,7 @@ from lazyfs.daemon.on_demand import OnDemandStore
 from lazyfs.daemon.state import State
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError, UsageError
 from lazyfs.formats import bootstrap, toc
-from lazyfs.formats.image_tree import ImageTree, merge
+from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
@@ -33,7 +33,6 @@ from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine
-from lazyfs.node.entry import Entry, EntryLayer, fetch_entry_quietly
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.fetch_settings import FetchSettings
 from lazyfs.node.fill import Filler
@@ -121,7 +120,6 @@ class Node:
         self._opening: dict[str, threading.Lock] = {}
         self._images: dict[str, dict[str, Any]] = {}
         self._started = time.time()
-        self._closing = threading.Event()
         self.timeline = Timeline()
         fetching = FetchSettings.read(paths)
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
@@ -147,32 +145,22 @@ class Node:
             self._restore()
 
     def open_image(
-        self,
-        reference_text: str,
-        directory: Path,
-        lowest: int | None = None,
-        *,
-        fill: bool = True,
-        command: str | None = None,
+        self, reference_text: str, directory: Path, lowest: int | None = None, *, fill: bool = True
     ) -> dict[str, Any]:
         """Make an image ready to be mounted: its devices shown, its bootstrap written.
 
         A relative path in the reference counts from `directory`. With `lowest` it is the image of so many of its
         layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
-        `reference`. With `fill` what nobody reads is fetched as well, while nothing else is to be done. `command` is
-        what is about to be run ("": what the image's config says): without a launch pack it is fetched ahead.
+        `reference`. With `fill` what nobody reads is fetched as well, while nothing else is to be done.
         """
         with self._found(reference_text, directory) as found:
             image = found.image
             if lowest is not None and not 1 <= lowest <= len(image.layers):
                 raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
             layers = self._open_layers(found, image.layers[:lowest])
-            key, tree = self._make_bootstrap(layers)
+            key = self._make_bootstrap(layers)
             self._launch(found, layers, key)
-            packed = self.launches.of(image.descriptor.digest) is not None
-            if command is not None and tree is not None and not packed:
-                self._fetch_entry(image, layers, tree, command)
         answer = self._describe(found.reference, image, layers, key)
         launch = self.launches.of(image.descriptor.digest)
         if launch is not None:
@@ -352,31 +340,15 @@ class Node:
             ]
             return [each.result() for each in opening]
 
-    def _make_bootstrap(self, layers: list[Layer]) -> tuple[str, ImageTree | None]:
-        """The key of the image of these layers, whose bootstrap is there then; its tree if that was not before."""
-        tree = None
+    def _make_bootstrap(self, layers: list[Layer]) -> str:
+        """The key of the image of these layers, whose bootstrap is there then."""
         key = _image_key(layers)
         path = self._bootstraps / key
         with self._opening_lock(key):
             if not path.exists():
                 tree = merge([layer.toc.tree for layer in layers])
                 _write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
-        return key, tree
-
-    def _fetch_entry(self, image: Image, layers: list[Layer], tree: ImageTree, command: str) -> None:
-        """On a thread of its own, which waits for what it fetches. An image that was open before needs none of it."""
-        words = [command] if command else [*image.config.entrypoint, *image.config.cmd]
-        if not words or not self.launches.enabled:
-            return
-        entry = Entry(words[0], image.config.env, image.config.working_dir or "/")
-        parts = [EntryLayer(each.fetcher, each.device.beneath, each.cache.chunks) for each in layers]
-        with suppress(RuntimeError):  # no thread can be started: the start reads for itself
-            threading.Thread(
-                target=fetch_entry_quietly,
-                args=(tree, parts, entry, self._closing.is_set),
-                name="entry",
-                daemon=True,
-            ).start()
+        return key
 
     def _launch(self, found: Found, layers: list[Layer], key: str) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
@@ -431,7 +403,6 @@ class Node:
         self.care.forget_old(self._forget_days)
 
     def close(self) -> None:
-        self._closing.set()
         self.launches.close()
         if self._filler is not None:
             self._filler.close()

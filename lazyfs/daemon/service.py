@@ -107,7 +107,6 @@ class _Service:
                 Path(_argument(body, "directory", str)),
                 _argument(body, "lowest", int) if "lowest" in body else None,
                 fill=body.get("fill") is not False,
-                command=_argument(body, "command", str) if "command" in body else None,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))
