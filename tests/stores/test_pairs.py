@@ -6,14 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from converter import Settings, check_image, convert_image, copy_tree
 from lazyfs.formats.oci import sha256_digest
 from lazyfs.stores import Reference, load_image, open_store, parse_reference
+from tests.layouts import put_image
 from tests.registry import Registry, needs_registry, run_registry
 from tests.s3server import S3Place
+from tests.trees import Entry, layer_tar
 
 from .samples import make_sample, put_sample
 
@@ -89,3 +92,18 @@ def test_the_command_line_converts_into_a_bucket(named: Naming, s3: S3Place) -> 
     assert first["digest"] == again["digest"]
     assert before == blobs()
     assert lazyfs("check", str(lazy))["layers"] == 2
+
+
+@pytest.mark.parametrize("target", ["s3", pytest.param("docker", marks=needs_registry)])
+def test_no_scratch_where_the_destination_takes_a_stream(target: str, named: Naming, tmp_path: Path) -> None:
+    """The kernel refuses the converter every file of more than 64 KiB, one without a name as well."""
+    stream = layer_tar([Entry(b"large", content=Random(1).randbytes(40_000_000))])
+    source, lazy = put_image(tmp_path / "source", [stream]), str(named(target, "lazy"))
+    command = [sys.executable, "-B", "-m", "lazyfs.cli.main", "convert", "--json", source, lazy]
+    # Before exec, and for good: nothing that runs then can take it back.
+    limited = ["prlimit", f"--fsize={1 << 16}", *command]
+    ended = subprocess.run(limited, check=False, capture_output=True, timeout=60, env=os.environ)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["layers"][0]["size"] > 40_000_000
+    with open_store(parse_reference(lazy)) as store:
+        assert check_image(store, parse_reference(lazy)).layers == 1
