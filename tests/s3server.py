@@ -20,6 +20,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import boto3
+from botocore.config import Config
 
 from tests.faults import Reply, Seen
 
@@ -102,7 +103,9 @@ def running_server(directory: Path) -> Iterator[S3Server]:
             line = _line_with(process.stdout, ready)
             url = url or line.split()[-1]
             session = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION)
-            client = session.client("s3", endpoint_url=url)
+            # moto hands out the checksum of a multipart upload's parts as that of the copied object's bytes.
+            config = Config(response_checksum_validation="when_required")
+            client = session.client("s3", endpoint_url=url, config=config)
             client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
             yield S3Server(url, bool(minio), client)
         finally:

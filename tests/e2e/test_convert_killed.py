@@ -169,7 +169,11 @@ def test_a_second_run_uses_the_layers_of_the_first(source: str, place: Place) ->
     assert all(layer["reused"] for layer in again["layers"])
 
 
-def test_two_runs_at_once(source: str, place: Place) -> None:
+def test_two_runs_at_once(source: str, place: Place, request: pytest.FixtureRequest) -> None:
+    if place.reference.startswith("s3:"):
+        bucket: S3Server = request.getfixturevalue("bucket")
+        if not bucket.is_minio:
+            pytest.skip("moto answers 500 to writers of one object; MinIO is not here")
     with ExitStack() as stack:
         runs = [stack.enter_context(started(source, place.reference, "--json")) for _ in range(3)]
         ends = [run.communicate(timeout=2 * PATIENCE) for run in runs]
