@@ -51,7 +51,10 @@ def _run(paths: NodePaths, keeper: socket.socket) -> None:
         raise NodeError(
             f"the daemon needs the package {error.name}", hint="pip install 'lazyfs[node]'"
         ) from error
-    link.send(keeper, {"say": "standby"})
+    try:
+        link.send(keeper, {"say": "standby"})
+    except OSError:
+        return  # the keeper went before there was anything to serve
     while True:
         said, descriptors = link.receive(keeper)
         match said.get("do"):

@@ -125,6 +125,7 @@ def test_keepers_and_daemons_are_killed_in_turn(mounted: Mounted) -> None:
         ensure_daemon(mounted.paths)
         end([mounted.pid()])
         mounted.pid()
+        DaemonClient(mounted.paths).status()  # serves, so the connection is not the keeper's alone
     assert mounted.read() == CONTENT
     assert len(keepers(mounted.paths)) == len(daemons(mounted.paths)) == 1
 
