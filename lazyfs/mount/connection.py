@@ -42,7 +42,9 @@ MAX_REQUEST = 1 << 20
 
 _HEADER_IN = struct.Struct("<IIQQIIIHH")
 _HEADER_OUT = struct.Struct("<IiQ")
-_INIT_IN = struct.Struct("<5I44x")
+_INIT_IN = struct.Struct("<4I")
+_INIT_IN_REST = bytes(48)
+"""What the kernel says more since Linux 5.17."""
 _INIT_OUT = struct.Struct("<4I2HII2HIIH22x")
 _FUSE_INIT = 26
 _MAJOR = 7
@@ -93,7 +95,7 @@ def _agree(fd: int) -> None:
     """Answer the kernel's first request, which is there as soon as the mount is."""
     request = os.read(fd, _READ_BUFFER)
     _, opcode, unique, *_ = _HEADER_IN.unpack_from(request)
-    major, minor, read_ahead, flags, _ = _INIT_IN.unpack_from(request, _HEADER_IN.size)
+    major, minor, read_ahead, flags = _INIT_IN.unpack_from(request, _HEADER_IN.size)
     if opcode != _FUSE_INIT or major != _MAJOR or minor < _OLDEST_MINOR:
         raise UnsupportedError(
             f"this kernel ({os.uname().release}) speaks FUSE {major}.{minor}",
@@ -120,7 +122,7 @@ def _agree(fd: int) -> None:
 
 def first_request() -> bytes:
     """A FUSE_INIT with the terms that were agreed on, for a server that would not start without one."""
-    body = _INIT_IN.pack(_MAJOR, _MINOR, READ_AHEAD_KIB << 10, _TERMS, 0)
+    body = _INIT_IN.pack(_MAJOR, _MINOR, READ_AHEAD_KIB << 10, _TERMS) + _INIT_IN_REST
     return _HEADER_IN.pack(_HEADER_IN.size + len(body), _FUSE_INIT, 1, 0, 0, 0, 0, 0, 0) + body
 
 
