@@ -24,6 +24,7 @@ from lazyfs.run.bundle import ImageConfig, Place, write_bundle
 from lazyfs.run.cgroups import remove_cgroup, survey
 from lazyfs.run.options import RunOptions
 from lazyfs.run.process import (
+    Guard,
     Signals,
     Terminal,
     View,
@@ -59,12 +60,12 @@ def run_container(options: RunOptions, image_config: ImageConfig, rootfs: Path, 
     try:
         with (
             taken_signals() as signals,
-            _claimed(state_dir, options.name or token, signals, terminal) as claim,
+            _claimed(state_dir, options.name or token, signals, terminal) as (claim, guard),
         ):
             place = Place(rootfs.resolve(), claim.directory, token, cgroups)
             write_bundle(options, image_config, place)
             claim.record(runtime, place.cgroup_path if cgroups.usable else "")
-            return _run(options, runtime, place, signals, terminal)
+            return _run(options, runtime, place, signals, terminal, guard)
     except OSError as error:
         raise NodeError(f"cannot run a container: {error}") from error
     finally:
@@ -159,7 +160,12 @@ class _Claim:
 
 
 def _run(
-    options: RunOptions, runtime: Runtime, place: Place, signals: Signals, terminal: Terminal | None
+    options: RunOptions,
+    runtime: Runtime,
+    place: Place,
+    signals: Signals,
+    terminal: Terminal | None,
+    guard: Guard,
 ) -> int:
     attached = options.interactive or options.tty
     # Only the terminal's foreground group may read from it.
@@ -172,6 +178,7 @@ def _run(
         closed=() if attached else (0,),
         own_group=own_group,
         view=_view(runtime, options, place),
+        guard=guard,
     )
     code = supervise(pid, signals, own_group=own_group, terminal=terminal)
     if (failed := failure(runtime, directory, code)) is not None:
@@ -199,7 +206,9 @@ def _view(runtime: Runtime, options: RunOptions, place: Place) -> View | None:
 
 
 @contextlib.contextmanager
-def _claimed(state_dir: Path, name: str, signals: Signals, terminal: Terminal | None) -> Iterator[_Claim]:
+def _claimed(
+    state_dir: Path, name: str, signals: Signals, terminal: Terminal | None
+) -> Iterator[tuple[_Claim, Guard]]:
     """Own the name; at the end, also by SIGKILL, everything of the container is removed."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     claim = _claim(state_dir, name, signals)
@@ -211,9 +220,9 @@ def _claimed(state_dir: Path, name: str, signals: Signals, terminal: Terminal | 
             claim.end(signals)
 
     try:
-        with guarded(clean_up):
+        with guarded(clean_up) as guard:
             try:
-                yield claim
+                yield claim, guard
             finally:
                 clean_up()
     finally:

@@ -11,6 +11,7 @@ process that has no other.
 import contextlib
 import json
 import os
+import select
 import signal
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ _FORWARDED = (
 )  # fmt: skip
 _SI_KERNEL = 0x80
 _MS_SLAVE = 1 << 19
+_PID = 4
+_DONE = bytes(_PID)
 _STDIN = 0
 _STREAMS = (0, 1, 2)
 
@@ -78,8 +81,9 @@ def spawn(
     closed: Sequence[int] = (),
     own_group: bool = True,
     view: View | None = None,
+    guard: "Guard | None" = None,
 ) -> int:
-    """Start ``command`` and return its pid; it is killed when this process dies.
+    """Start ``command`` and return its pid; it is killed when this process dies, known to its ``guard``.
 
     ``closed`` streams lead to /dev/null, the others are this process's own. ``own_group`` keeps away
     what a terminal, or timeout(1), sends to the whole process group. A command that cannot be
@@ -92,6 +96,8 @@ def spawn(
     try:
         die_with_parent()
         if os.getppid() == parent:
+            if guard is not None:
+                guard.announce()
             _execute(command, signals, closed, own_group, view)
     except (OSError, LazyfsError) as error:
         entry = {"level": "error", "msg": f"{command[0]}: {error}"}
@@ -186,8 +192,27 @@ class Terminal:
         os.close(self._descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The end of the pipe at which the guard listens: pids, each of `_PID` bytes, then `_DONE` or nothing."""
+
+    pipe: int
+
+    def announce(self) -> None:
+        """Have the guard wait for the end of this very process before it cleans up.
+
+        A process says so itself: it holds the pipe until it has, so that the guard cannot miss it.
+        """
+        os.write(self.pipe, os.getpid().to_bytes(_PID, "little"))
+
+    def dismiss(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.pipe, _DONE)
+        os.close(self.pipe)
+
+
 @contextlib.contextmanager
-def guarded(clean_up: Callable[[], None]) -> Iterator[None]:
+def guarded(clean_up: Callable[[], None]) -> Iterator[Guard]:
     """Run ``clean_up`` in a process that outlives this one, should this one be killed inside.
 
     The guard is a fork in a session of its own. It keeps all descriptors but the standard streams:
@@ -200,15 +225,32 @@ def guarded(clean_up: Callable[[], None]) -> Iterator[None]:
             os.close(writing)
             os.setsid()
             _close(_STREAMS)
-            if not os.read(reading, 1):
+            if not _dismissed(reading):
                 clean_up()
         finally:
             os._exit(0)
     os.close(reading)
+    guard = Guard(writing)
     try:
-        yield
+        yield guard
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(writing, b".")
-        os.close(writing)
+        guard.dismiss()
         os.waitpid(pid, 0)
+
+
+def _dismissed(pipe: int) -> bool:
+    """Wait for the end of what is guarded; False if it was killed, and then all it announced is dead too.
+
+    The kernel closes a dying process's pipe before it kills the children: a runtime could go on for
+    a moment, and make anew what the guard removes.
+    """
+    announced = []
+    while (message := os.read(pipe, _PID)) not in (b"", _DONE):
+        # At once: a number may mean another process later.
+        with contextlib.suppress(ProcessLookupError):
+            announced.append(os.pidfd_open(int.from_bytes(message, "little")))
+    if message == _DONE:
+        return True
+    for process in announced:
+        select.select([process], [], [])
+    return False
