@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-UNTIL_WE_END = ("setpriv", "--pdeathsig", "TERM")
-"""Before a command: it ends when the thread that started it does, even by SIGKILL."""
+from lazyfs.bench.processes import UNTIL_WE_END, cpu_of
+
+__all__ = ["UNTIL_WE_END", "FailedError", "Usage", "best", "cpu_of", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,3 @@ def measured(command: Sequence[str | Path], **environment: str) -> Usage:
 def best(runs: Sequence[Usage]) -> Usage:
     """The least of each figure: what is above it is other work on the machine."""
     return Usage(min(run.wall for run in runs), min(run.cpu for run in runs), max(run.memory for run in runs))
-
-
-def cpu_of(process_id: int) -> float:
-    """CPU seconds that a running process has used."""
-    # The name, which may hold blanks, stands in brackets before the fields (proc_pid_stat(5)).
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
