@@ -32,8 +32,9 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.node import Node
 from lazyfs.formats.chunks import ChunkTable, chunk_digest
 from lazyfs.mount.device_table import DeviceTable
-from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
+from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings, Limit
 from lazyfs.node.cache_store import NodeCache
 from lazyfs.stores import open_store, parse_reference

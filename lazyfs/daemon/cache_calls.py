@@ -12,8 +12,8 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, locked
 from lazyfs.errors import NotFoundError, UsageError
 from lazyfs.mount.mountinfo import list_mounts
-from lazyfs.node.cache import boot_id
 from lazyfs.node.cache_care import CacheCare, open_care
+from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings, Limit
 from lazyfs.node.cache_store import NodeCache, open_cache
 from lazyfs.stores import parse_reference

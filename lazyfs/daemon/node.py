@@ -26,8 +26,9 @@ from lazyfs.formats.oci import Descriptor, TocLocation
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
-from lazyfs.node.cache import LayerCache, boot_id
+from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_care import open_care
+from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane

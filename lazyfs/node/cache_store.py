@@ -27,6 +27,7 @@ from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, SPARE_WATER, Cach
 from lazyfs.node.cache_eviction import oldest
 from lazyfs.node.cache_files import BLOCK
 from lazyfs.node.cache_index import DigestIndex
+from lazyfs.node.cache_layer import LayerFiles
 from lazyfs.node.cache_settings import CacheSettings, Limit
 from lazyfs.node.cache_surroundings import Surroundings
 from lazyfs.node.cache_table import has_table, load_table, save_table
@@ -234,7 +235,7 @@ class NodeCache(Surroundings):
                 cache.close()
         self.files.close()
 
-    def admit(self, cache: LayerCache, size: int) -> bool:
+    def admit(self, cache: LayerFiles, size: int) -> bool:
         directory = self._directory_at(cache)
         if directory is None:
             return True
@@ -256,7 +257,7 @@ class NodeCache(Surroundings):
         directory = self._directory_at(cache)
         return directory is None or directory.used < directory.limit * SPARE_WATER
 
-    def arrived(self, cache: LayerCache, size: int) -> None:
+    def arrived(self, cache: LayerFiles, size: int) -> None:
         directory = self._directory_at(cache)
         if directory is not None:
             with self._room:
@@ -282,7 +283,7 @@ class NodeCache(Surroundings):
             self._copied_bytes += sum(map(len, found.values()))
         return found
 
-    def failed(self, cache: LayerCache, error: OSError) -> None:
+    def failed(self, cache: LayerFiles, error: OSError) -> None:
         directory = self._directory_at(cache)
         if directory is None:
             return
@@ -377,7 +378,7 @@ class NodeCache(Surroundings):
                 return directory
         return None
 
-    def _directory_at(self, cache: LayerCache) -> CacheDirectory | None:
+    def _directory_at(self, cache: LayerFiles) -> CacheDirectory | None:
         return next((each for each in self.directories if each.path == cache.directory.parent), None)
 
     def _save_table(self, cache: LayerCache) -> None:

@@ -7,6 +7,7 @@ from lazyfs.node.cache_files import OpenFiles
 
 if TYPE_CHECKING:
     from lazyfs.node.cache import LayerCache
+    from lazyfs.node.cache_layer import LayerFiles
 
 
 class Surroundings:
@@ -19,18 +20,18 @@ class Surroundings:
         self.paranoid = False
         """Verify what is read from the disk, each time."""
 
-    def admit(self, cache: "LayerCache", size: int) -> bool:
+    def admit(self, cache: "LayerFiles", size: int) -> bool:
         """Is there room for so many bytes more?"""
         return True
 
-    def arrived(self, cache: "LayerCache", size: int) -> None:
+    def arrived(self, cache: "LayerFiles", size: int) -> None:
         """What was admitted is written, or never will be."""
 
     def elsewhere(self, cache: "LayerCache", index: int) -> Mapping[int, bytes]:
         """Units of a chunk that another layer has, proved."""
         return {}
 
-    def failed(self, cache: "LayerCache", error: OSError) -> None:
+    def failed(self, cache: "LayerFiles", error: OSError) -> None:
         """The disk did not take something."""
 
     def damaged(self, cache: "LayerCache", index: int) -> None:

@@ -20,7 +20,7 @@ from lazyfs.daemon.state import State
 from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError, NotFoundError, UsageError
 from lazyfs.formats.oci import OCI_MANIFEST
 from lazyfs.mount.device_table import DeviceTable
-from lazyfs.node.cache import boot_id
+from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.fill import Filler
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference

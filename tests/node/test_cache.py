@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.node.cache import DURABLE, LayerCache, boot_id
-from lazyfs.node.cache_map import HEADER_SIZE, UnitMap
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.cache_map import DURABLE, HEADER_SIZE, UnitMap, boot_id
 from lazyfs.node.cache_surroundings import Surroundings
 
 from .conftest import BOOT, KIB

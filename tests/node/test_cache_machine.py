@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.node.cache import DOUBTFUL, DURABLE
 from lazyfs.node.cache_directory import CacheDirectory
-from lazyfs.node.cache_map import HEADER_SIZE
+from lazyfs.node.cache_map import DOUBTFUL, DURABLE, HEADER_SIZE
 from lazyfs.node.cache_proof import first_units, split
 from lazyfs.node.cache_settings import Limit
 from lazyfs.node.cache_store import NodeCache
