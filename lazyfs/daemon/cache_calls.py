@@ -46,7 +46,7 @@ def cache_calls(cache: NodeCache, care: CacheCare, stores: NodeStores) -> Calls:
     def choose(body: dict[str, Any]) -> dict[str, Any]:
         limit = _value(body, "limit", str, None)
         if limit is not None:
-            cache.set_limit(Limit.parse(limit))
+            cache.room.set_limit(Limit.parse(limit))
         cache.paranoid = _value(body, "paranoid", bool, cache.paranoid)
         return cache.status()
 

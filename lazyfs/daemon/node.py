@@ -136,7 +136,7 @@ class Node:
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
         self._filler: Filler | None = None
         if fetching.fill:
-            self._filler = Filler(self._engine.crew, self.cache.has_room_to_spare, self.launches.any_coming)
+            self._filler = Filler(self._engine.crew, self.cache.room.is_spare, self.launches.any_coming)
         self._forget_days = settings.forget_days
         if not mounted_keys(paths):
             self.cache.release_holds()

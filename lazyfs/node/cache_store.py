@@ -5,7 +5,7 @@ has is copied and not fetched (`elsewhere`): the bytes are hashed against the di
 promises, so a copy needs no trust in its source; hashing costs a tenth of what a network of 1 Gbit/s takes, and whoever
 waits needs the bytes in memory anyway, so nothing is gained by letting the file system copy them.
 
-Lock order: a layer's own lock, then `_room`. Nothing in here calls a layer while it holds `_room`.
+Lock order: a layer's own lock, then that of `CacheRoom`, or `_counting`.
 """
 
 import errno
@@ -23,12 +23,12 @@ from weakref import WeakValueDictionary
 from lazyfs.config import NodePaths
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.cache_directory import HIGH_WATER, LOW_WATER, SPARE_WATER, CacheDirectory
+from lazyfs.node.cache_directory import CacheDirectory
 from lazyfs.node.cache_eviction import oldest
-from lazyfs.node.cache_files import BLOCK
 from lazyfs.node.cache_index import DigestIndex
 from lazyfs.node.cache_layer import LayerFiles
-from lazyfs.node.cache_settings import CacheSettings, Limit
+from lazyfs.node.cache_room import CacheRoom, best
+from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_surroundings import Surroundings
 from lazyfs.node.cache_table import has_table, load_table, save_table
 
@@ -38,9 +38,6 @@ IDLE_LAYERS = 16
 """Of those that no image has open, how many stay in memory."""
 
 SAVE_SECONDS = 60
-_EDGES = 2 * BLOCK
-"""A chunk begins and ends within a block."""
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_THE_DISK = (*_FULL, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
@@ -58,17 +55,17 @@ class NodeCache(Surroundings):
         self._boot = boot
         self._report = report
         self._opening = threading.RLock()
-        self._room = threading.Lock()
+        self._counting = threading.Lock()
         self._all: WeakValueDictionary[str, LayerCache] = WeakValueDictionary()
         self._open: dict[str, LayerCache] = {}
         self._idle: OrderedDict[str, LayerCache] = OrderedDict()
         self._index = DigestIndex()
         self._checked: set[CacheDirectory] = set()
-        self._making_room = False
         self._saved = 0
-        self._copied_bytes = self._damaged = self._not_kept = 0
+        self._copied_bytes = self._damaged = 0
         self.now = int(time.time())
         self._keeping = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self.room = CacheRoom(directories, self._drop_oldest, self._remove_unknown, self._keeping, report)
         for directory in directories:
             directory.clear()
             directory.measure()
@@ -82,7 +79,7 @@ class NodeCache(Surroundings):
         with self._opening:
             cache = self._open.get(name) or self._all.get(name)
             if cache is None:
-                cache = LayerCache(self._place(name).path / name, chunks, self._boot, self)
+                cache = LayerCache(self.room.place(name).path / name, chunks, self._boot, self)
             cache.chunks = chunks  # one that was idle does not know where its chunks lie in the blob
             self._open[name] = self._all[name] = cache
             self._idle.pop(name, None)
@@ -111,7 +108,7 @@ class NodeCache(Surroundings):
         with self._opening:
             cache = self._all.get(name)
             if cache is None:
-                directory = self._directory_of(name)
+                directory = self.room.of(name)
                 chunks = load_table(directory.path / name) if directory is not None else None
                 if directory is None or chunks is None:
                     return None
@@ -127,7 +124,7 @@ class NodeCache(Surroundings):
     def remove(self, name: str) -> bool:
         """Remove all of a layer; False when it is open, or the kernel has it mounted."""
         with self._opening:
-            directory, cache = self._directory_of(name), self.layer(name)
+            directory, cache = self.room.of(name), self.layer(name)
             if directory is None or name in self._open or (cache is not None and cache.held):
                 return False
             if cache is not None:
@@ -141,7 +138,7 @@ class NodeCache(Surroundings):
     def release_holds(self) -> None:
         """The kernel has nothing mounted: forget holds that a daemon before this one left."""
         for name in self.names():
-            directory = self._directory_of(name)
+            directory = self.room.of(name)
             if directory is not None:
                 (directory.path / name / "held").unlink(missing_ok=True)
 
@@ -159,33 +156,7 @@ class NodeCache(Surroundings):
                 self._report(f"sync: {error.strerror}")
         if self.now - self._saved >= SAVE_SECONDS:
             self._saved = self.now
-        for directory in self.directories:
-            if directory.due:
-                self.make_room(directory)
-
-    def set_limit(self, limit: Limit) -> None:
-        """Of every directory, from now on."""
-        for directory in self.directories:
-            directory.set_limit(limit)
-            self.make_room(directory)
-
-    def make_room(self, directory: CacheDirectory, need: int = 0) -> None:
-        """Drop the least recently used chunks until the limit is kept, and `need` bytes more are free."""
-        used = directory.measure()
-        goal = int(directory.limit * LOW_WATER) if used > directory.limit * HIGH_WATER else used
-        goal = min(goal, used - need)
-        if directory.used > goal:
-            self._remove_unknown(directory)
-        while directory.used > goal:
-            need = directory.used - goal
-            names = [name for name in directory.names() if name not in self.pinned]
-            dropped = self.drop(self.choose(names, partial(oldest, need=need)))
-            directory.measure()
-            if not dropped:
-                directory.rest()
-                if directory.used > directory.limit:
-                    self._report(f"{directory.path}: what is pinned or mounted is more than the limit")
-                break
+        self.room.keep_limits()
 
     def choose(
         self, names: Iterable[str], rule: Callable[[list[tuple[Any, Any]]], list[list[int]]]
@@ -224,7 +195,7 @@ class NodeCache(Surroundings):
             ],
             "copied_bytes": self._copied_bytes,
             "damaged_chunks": self._damaged,
-            "chunks_not_kept": self._not_kept,
+            "chunks_not_kept": self.room.not_kept,
             "paranoid": self.paranoid,
         }
 
@@ -236,32 +207,10 @@ class NodeCache(Surroundings):
         self.files.close()
 
     def admit(self, cache: LayerFiles, size: int) -> bool:
-        directory = self._directory_at(cache)
-        if directory is None:
-            return True
-        size += _EDGES
-        with self._room:
-            full = directory.used + size > directory.limit
-            if not full:
-                directory.used += size
-                directory.arriving += size
-                directory.stale = True
-            else:
-                self._not_kept += 1
-        if directory.used + size > directory.limit * HIGH_WATER:
-            self._make_room_soon(directory, 0)
-        return not full
-
-    def has_room_to_spare(self, cache: LayerCache) -> bool:
-        """May what nobody has asked for be kept, so that nothing will have to go for it?"""
-        directory = self._directory_at(cache)
-        return directory is None or directory.used < directory.limit * SPARE_WATER
+        return self.room.admit(cache, size)
 
     def arrived(self, cache: LayerFiles, size: int) -> None:
-        directory = self._directory_at(cache)
-        if directory is not None:
-            with self._room:
-                directory.arriving = max(0, directory.arriving - size - _EDGES)
+        self.room.arrived(cache, size)
 
     def elsewhere(self, cache: LayerCache, index: int) -> Mapping[int, bytes]:
         self._indexed.result()
@@ -279,27 +228,27 @@ class NodeCache(Surroundings):
             found.update(source.present_units(number))
             if len(found) >= count:
                 break
-        with self._room:
+        with self._counting:
             self._copied_bytes += sum(map(len, found.values()))
         return found
 
     def failed(self, cache: LayerFiles, error: OSError) -> None:
-        directory = self._directory_at(cache)
+        directory = self.room.at(cache)
         if directory is None:
             return
         if error.errno in _FULL:
-            self._make_room_soon(directory, directory.used // 16)
+            self.room.make_soon(directory, directory.used // 16)
         elif error.errno not in _NOT_THE_DISK:
             others = [each for each in self.directories if each is not directory and not each.broken]
             if others:
                 directory.fail(error.strerror or str(error))
                 self._report(f"{directory.path}: {error.strerror}; using another directory")
-                cache.move(self._best(cache.directory.name, others).path / cache.directory.name)
+                cache.move(best(cache.directory.name, others).path / cache.directory.name)
             elif error.errno == errno.ENOENT:
                 cache.move(cache.directory)
 
     def damaged(self, cache: LayerCache, index: int) -> None:
-        with self._room:
+        with self._counting:
             self._damaged += 1
         self._report(f"layer {cache.directory.name}: chunk {index} was damaged on the disk")
 
@@ -319,6 +268,11 @@ class NodeCache(Surroundings):
                         directory.remove(name)
                 known.add(name)
 
+    def _drop_oldest(self, directory: CacheDirectory, need: int) -> int:
+        self.now = int(time.time())  # what comes and goes fast needs a finer clock
+        names = [name for name in directory.names() if name not in self.pinned]
+        return self.drop(self.choose(names, partial(oldest, need=need)))
+
     def _remove_unknown(self, directory: CacheDirectory) -> None:
         """What nobody has open and does not say what it is can neither be shared nor dropped by parts. A daemon makes
         no such thing; a crash may have: looking once is enough."""
@@ -335,7 +289,7 @@ class NodeCache(Surroundings):
 
     def _index_all(self) -> None:
         for name in self.names():
-            directory = self._directory_of(name)
+            directory = self.room.of(name)
             chunks = load_table(directory.path / name) if directory is not None else None
             if chunks is not None:
                 self._index.add(name, chunks)
@@ -345,41 +299,6 @@ class NodeCache(Surroundings):
             cache = self.layer(name)
             if cache is not None:
                 yield name, cache
-
-    def _make_room_soon(self, directory: CacheDirectory, need: int) -> None:
-        def make() -> None:
-            self.now = int(time.time())  # what comes and goes this fast needs a finer clock
-            try:
-                self.make_room(directory, need)
-            except Exception:  # nobody waits for this future
-                log.exception("making room in %s", directory.path)
-            finally:
-                self._making_room = False
-
-        with self._room:
-            if self._making_room or directory.resting:
-                return
-            self._making_room = True
-        with suppress(RuntimeError):  # closing
-            self._keeping.submit(make)
-
-    def _place(self, name: str) -> CacheDirectory:
-        here = self._directory_of(name)
-        if here is not None:
-            return here
-        return self._best(name, [each for each in self.directories if not each.broken] or self.directories)
-
-    def _best(self, name: str, directories: Sequence[CacheDirectory]) -> CacheDirectory:
-        return max(directories, key=lambda each: each.score(name))
-
-    def _directory_of(self, name: str) -> CacheDirectory | None:
-        for directory in self.directories:
-            if not directory.broken and (directory.path / name).is_dir():
-                return directory
-        return None
-
-    def _directory_at(self, cache: LayerFiles) -> CacheDirectory | None:
-        return next((each for each in self.directories if each.path == cache.directory.parent), None)
 
     def _save_table(self, cache: LayerCache) -> None:
         if not has_table(cache.directory):

@@ -14,10 +14,8 @@ from lazyfs.node.engine import TIMEOUT, Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.timeline import Timeline
 
-from .samples import PATIENCE, TOC_NAME, FakeStore, Layer
-
-BOOT = b"0" * 36
-KIB = 1024
+from .caches import Nodes
+from .samples import BOOT, KIB, PATIENCE, TOC_NAME, FakeStore, Layer
 
 
 @dataclass
@@ -80,3 +78,11 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     for each in opened:
         each.engine.close()
         each.cache.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path)
+    yield nodes
+    for each in nodes.opened:
+        each.close()

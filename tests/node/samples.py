@@ -16,6 +16,8 @@ from lazyfs.node.cache import LayerCache
 from lazyfs.node.sources import BlobSource
 from lazyfs.stores import Store
 
+KIB = 1024
+BOOT, NEXT_BOOT = b"0" * 36, b"1" * 36
 BLOB = "sha256:" + "b" * 64
 TOC_NAME = "c" * 64
 PATIENCE = 20.0

@@ -13,10 +13,7 @@ from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_map import DURABLE, HEADER_SIZE, UnitMap, boot_id
 from lazyfs.node.cache_surroundings import Surroundings
 
-from .conftest import BOOT, KIB
-from .samples import PATIENCE, TOC_NAME, Layer, has
-
-NEXT_BOOT = b"1" * 36
+from .samples import BOOT, KIB, NEXT_BOOT, PATIENCE, TOC_NAME, Layer, has
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.node import cache, cache_files
+from lazyfs.node import cache_files, cache_layer
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_proof import split
 
-from .conftest import BOOT, KIB
-from .samples import TOC_NAME, Layer
+from .samples import BOOT, KIB, TOC_NAME, Layer
 
 NEXT_BOOT = b"1" * 36
 BLOCK = 512
@@ -87,7 +86,7 @@ def recorded(directory: Path) -> Iterator[list[Op]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "pwrite", write)
         patched.setattr(os, "fdatasync", sync)
-        patched.setattr(cache, "punch_hole", punch)
+        patched.setattr(cache_layer, "punch_hole", punch)
         yield ops
 
 

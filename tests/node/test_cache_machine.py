@@ -23,8 +23,7 @@ from lazyfs.node.cache_proof import first_units, split
 from lazyfs.node.cache_settings import Limit
 from lazyfs.node.cache_store import NodeCache
 
-from .conftest import KIB
-from .samples import TOC_NAME, Layer, has
+from .samples import KIB, TOC_NAME, Layer, has
 
 LENGTHS = [512, 32 * KIB, 33 * KIB, 96 * KIB, 1024, 70 * KIB]
 OTHER_NAME = "d" * 64
@@ -112,7 +111,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(need=st.integers(1, 200 * KIB))
     def make_room(self, need: int) -> None:
         """Whichever chunks go, they go as a whole."""
-        self.node.make_room(self.node.directories[0], need)
+        self.node.room.make(self.node.directories[0], need)
         for index in range(len(LENGTHS)):
             if len(self.cache.missing_units(index)) == len(self.units(index)) and not any(
                 self.cache._states(index)

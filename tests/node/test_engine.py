@@ -16,8 +16,8 @@ from lazyfs.node.touched import PAGE, Touched
 from lazyfs.node.watch import Watch
 from lazyfs.node.windows import MAX_WINDOW, MIN_RUN, Windows
 
-from .conftest import KIB, Rig, until
-from .samples import PATIENCE, has
+from .conftest import Rig, until
+from .samples import KIB, PATIENCE, has
 
 Make = Callable[..., Rig]
 MIB = 1 << 20

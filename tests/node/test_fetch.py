@@ -17,8 +17,8 @@ from lazyfs.node import plan
 from lazyfs.node.plan import Flight, join_neighbours
 from lazyfs.node.sources import open_chunk
 
-from .conftest import KIB, Rig
-from .samples import PATIENCE, FakeStore, Layer, failing, has
+from .conftest import Rig
+from .samples import KIB, PATIENCE, FakeStore, Layer, failing, has
 
 Make = Callable[..., Rig]
 

@@ -18,8 +18,7 @@ from lazyfs.node.timeline import Timeline
 from lazyfs.stores import StoreOptions, open_store, parse_reference
 from tests.faults import HANG, FaultServer, Reply, Seen, ranged
 
-from .conftest import BOOT, KIB
-from .samples import PATIENCE, TOC_NAME, Layer
+from .samples import BOOT, KIB, PATIENCE, TOC_NAME, Layer
 
 TIMEOUT = 0.6
 

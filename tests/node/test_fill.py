@@ -8,8 +8,8 @@ import pytest
 from lazyfs.errors import IntegrityError, LazyfsError, StoreError
 from lazyfs.node.fill import Filler
 
-from .conftest import KIB, Rig, until
-from .samples import PATIENCE, failing, has
+from .conftest import Rig, until
+from .samples import KIB, PATIENCE, failing, has
 
 Make = Callable[..., Rig]
 MakeFiller = Callable[..., Filler]

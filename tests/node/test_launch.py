@@ -23,8 +23,7 @@ from lazyfs.node.launches import LaunchDevice
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores import Store
 
-from .conftest import BOOT
-from .samples import PATIENCE, FakeStore, Layer
+from .samples import BOOT, PATIENCE, FakeStore, Layer
 
 KIB = 1024
 LENGTHS = [100 * KIB + 512, 512 * KIB, 30 * KIB, 7 * KIB + 512, 300 * KIB]
