@@ -19,8 +19,8 @@ from lazyfs.keeper.client import KeeperClient
 from lazyfs.mount.images import targets
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from lazyfs.node.files import TORN
 
-_TORN = ".new-*"
 _ROUNDS = 3
 _TORN_AGE = 3600.0
 """Seconds after which nobody writes to a file any more that has its first name yet."""
@@ -108,7 +108,7 @@ def _remove_directory(path: Path) -> None:
 def _torn_files(paths: NodePaths) -> Iterator[Leftover]:
     old = time.time() - _TORN_AGE
     for directory in (paths.tocs, paths.documents, paths.packs, *paths.bootstraps.glob("*")):
-        for file in directory.glob(_TORN):
+        for file in directory.glob(f"{TORN}*"):
             with suppress(FileNotFoundError):
                 if os.lstat(file).st_mtime < old:
                     yield Leftover(f"{file}, half written", partial(file.unlink, missing_ok=True))

@@ -7,12 +7,12 @@ Only what is asked for by digest is found here: a tag may have moved since.
 
 import hashlib
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.formats.oci import Descriptor, parse_config, parse_manifest
+from lazyfs.node.files import write_new
 from lazyfs.stores import Image
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,8 @@ log = logging.getLogger(__name__)
 class Documents:
     """The documents below one directory. Thread safe."""
 
-    def __init__(self, directory: Path, write: Callable[[Path, bytes], None]) -> None:
-        """`write` writes a file whole or not at all; NodeError when it cannot."""
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._write_new = write
 
     def load(self, digest: str) -> Image | None:
         """The image whose manifest has this digest, if both its documents are here."""
@@ -68,4 +66,4 @@ class Documents:
     def _write(self, digest: str, data: bytes) -> None:
         path = self._path(digest)
         if not path.exists():
-            self._write_new(path, data)
+            write_new(path, data)

@@ -36,6 +36,7 @@ from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.fetch_settings import FetchSettings
+from lazyfs.node.files import remove_torn, write_new
 from lazyfs.node.fill import Filler
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
 from lazyfs.node.launches import LaunchDevice, Launches, documents_of
@@ -64,7 +65,6 @@ OPEN_THREADS = 16
 SETTLE_SECONDS = 20.0
 """After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
 KEEP_SECONDS = 10.0
-_TORN = ".new-"
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
 
@@ -125,13 +125,13 @@ class Node:
         fetching = FetchSettings.read(paths)
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
         self._store_options = replace(fetching.store_options(), learned_file=paths.credentials)
-        self._documents = Documents(paths.documents, _write_new)
+        self._documents = Documents(paths.documents)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
         self._launched: dict[str, Launch] = {}
         self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
         for directory in (paths.tocs, paths.documents, paths.packs, self._bootstraps):
             directory.mkdir(parents=True, exist_ok=True)
-            _remove_torn(directory)
+            remove_torn(directory)
         self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
         self._filler: Filler | None = None
@@ -348,7 +348,7 @@ class Node:
         with self._opening_lock(key):
             if not path.exists():
                 tree = merge([layer.toc.tree for layer in layers])
-                _write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
+                write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
         return key
 
     def _launch(self, found: Found, layers: list[Layer], key: str) -> None:
@@ -538,7 +538,7 @@ class Node:
         else:
             data = brought
         try:
-            _write_new(path, data)
+            write_new(path, data)
         except NodeError as error:
             log.warning("%s", error)
         return data
@@ -564,26 +564,6 @@ def _image_key(layers: list[Layer]) -> str:
     """Names the merged tree: equal TOCs in equal order, laid out by the same code, give the same bootstrap."""
     text = f"{bootstrap.VERSION} " + " ".join(layer.toc_digest for layer in layers)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. What it holds is checked or rebuilt after a reboot, so nothing is synced."""
-    temporary = path.with_name(f"{_TORN}{path.name}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise NodeError(
-            f"{path}: {error.strerror}", hint="free some space, or choose another --root"
-        ) from error
-
-
-def _remove_torn(directory: Path) -> None:
-    """What a daemon that was killed had not written to its end."""
-    for file in directory.glob(f"{_TORN}*"):
-        file.unlink()
 
 
 def _remove_others(directory: Path, kept: str) -> None:

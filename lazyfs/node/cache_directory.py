@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.node.cache_settings import Limit
+from lazyfs.node.files import TORN
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class CacheDirectory:
 
     def clear(self) -> None:
         """Remove what a killed daemon had begun to remove, or to write."""
-        for torn in self.path.glob("*/.new-*"):
+        for torn in self.path.glob(f"*/{TORN}*"):
             torn.unlink(missing_ok=True)
         for gone in self.path.glob(f"{_GONE}*"):
             shutil.rmtree(gone, ignore_errors=True)

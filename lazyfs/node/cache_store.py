@@ -21,6 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from lazyfs.config import NodePaths
+from lazyfs.errors import NodeError
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
@@ -304,8 +305,8 @@ class NodeCache(Surroundings):
         if not has_table(cache.directory):
             try:
                 save_table(cache.directory, cache.chunks)
-            except OSError as error:
-                log.warning("%s: %s", cache.directory, error.strerror)
+            except NodeError as error:
+                log.warning("%s", error)
 
 
 def open_cache(

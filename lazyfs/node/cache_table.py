@@ -8,13 +8,12 @@ With it a layer that no image has open can be shared from, verified and pruned, 
 import hashlib
 import os
 import struct
-import threading
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from lazyfs.formats.chunks import DIGEST_SIZE, ChunkTable
+from lazyfs.node.files import write_new
 
 _MAGIC = b"lazyfsC1"
 _HEAD = struct.Struct("<8sQ")
@@ -22,17 +21,10 @@ NAME = "chunks"
 
 
 def save_table(directory: Path, chunks: ChunkTable) -> None:
-    """Write it whole or not at all; nothing is synced, since it proves itself. Raises OSError."""
+    """Write it whole or not at all; nothing is synced, since it proves itself. Raises NodeError."""
     head = _HEAD.pack(_MAGIC, len(chunks))
     content = b"".join((head, chunks.start.astype("<u8").tobytes(), chunks.digests))
-    temporary = directory / f".new-{NAME}.{threading.get_ident()}"
-    try:
-        temporary.write_bytes(content + hashlib.sha256(content).digest())
-        temporary.replace(directory / NAME)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write_new(directory / NAME, content + hashlib.sha256(content).digest())
 
 
 def load_table(directory: Path) -> ChunkTable | None:

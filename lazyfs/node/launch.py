@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, StoreError
+from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError, StoreError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
 from lazyfs.formats.oci import PackLocation
 from lazyfs.node.cache import LayerCache
+from lazyfs.node.files import write_new
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
 
@@ -224,14 +225,11 @@ class Launch:
         return pack.decode_index(stored)
 
     def _keep_index(self, data: bytes) -> None:
-        if not data:
-            return
-        temporary = self._kept.with_name(f".new-{self._kept.name}.{threading.get_ident()}")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(self._kept)
-        except OSError as error:
-            log.warning("%s: %s", self._kept, error.strerror)
+        if data:
+            try:
+                write_new(self._kept, data)
+            except NodeError as error:
+                log.warning("%s", error)
 
     def _needed(self, frame: int) -> bool:
         """Does a frame hold a unit that is not here? Readers who want such a unit may wait from now on."""

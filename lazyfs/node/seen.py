@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lazyfs.errors import NodeError, NotFoundError
+from lazyfs.node.files import remove_torn, write_new
 
 log = logging.getLogger(__name__)
-
-_TORN = ".new-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class SeenImages:
         self._directory = directory
         self._lock = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True)
+        remove_torn(directory)
         self._images = {
             image.reference: image for image in map(_read, directory.iterdir()) if image is not None
         }
@@ -106,13 +106,7 @@ class SeenImages:
         return self._directory / name
 
     def _write(self, image: SeenImage) -> None:
-        path = self._path(image.reference)
-        temporary = path.with_name(f"{_TORN}{path.name}")
-        try:
-            temporary.write_text(json.dumps(asdict(image)))
-            temporary.replace(path)
-        except OSError as error:
-            raise NodeError(f"{path}: {error.strerror}", hint="free some space below --root") from error
+        write_new(self._path(image.reference), json.dumps(asdict(image)).encode())
 
 
 def _read(path: Path) -> SeenImage | None:

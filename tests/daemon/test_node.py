@@ -234,14 +234,14 @@ def test_a_manifest_that_says_its_blob_is_shorter(make: Callable[[], OpenNode], 
 def test_no_room_for_the_toc_costs_nothing(
     make: Callable[[], OpenNode], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_new = node_module._write_new
+    write_bytes = Path.write_bytes
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes) -> int:
         if path.parent.name == "toc":
-            raise NodeError("No space left on device")
-        write_new(path, data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, data)
 
-    monkeypatch.setattr(node_module, "_write_new", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     each = make()
     assert each.devices(each.open(made))
     assert list(each.paths.tocs.iterdir()) == []
