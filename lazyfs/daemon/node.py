@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
-from lazyfs.daemon.on_demand import OnDemandStore
+from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError, UsageError
 from lazyfs.formats import bootstrap, toc
@@ -55,8 +55,6 @@ from lazyfs.stores import (
     parse_reference,
 )
 from lazyfs.stores.image import FoundManifest
-from lazyfs.stores.mirror import PATIENCE as MIRROR_PATIENCE
-from lazyfs.stores.mirror import MirrorStore
 from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
@@ -109,11 +107,7 @@ class Node:
         self._table = table
         self._lock = threading.Lock()
         self._boot = boot_id()
-        self.settings = NodeStores.read(paths)
-        self._stores: dict[tuple[str, str], OnDemandStore] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
-        self._mirrors: dict[str, list[Store]] = {}
-        self._mirror_stores: dict[tuple[str, str], MirrorStore] = {}
         self._layers: dict[str, Layer] = {}
         self._blobs: dict[int, str] = {}
         self._touched: dict[int, Touched] = {}
@@ -124,7 +118,8 @@ class Node:
         self.timeline = Timeline()
         fetching = FetchSettings.read(paths)
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
-        self._store_options = replace(fetching.store_options(), learned_file=paths.credentials)
+        options = replace(fetching.store_options(), learned_file=paths.credentials)
+        self.stores = OpenStores(NodeStores.read(paths), options)
         self._documents = Documents(paths.documents)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
         self._launched: dict[str, Launch] = {}
@@ -242,7 +237,7 @@ class Node:
     @contextmanager
     def _found(self, reference_text: str, directory: Path) -> Iterator[Found]:
         """The image of that name. Its launch pack comes from now on; not if the image cannot be opened."""
-        store, reference = self.find_store(parse_reference(reference_text).absolute(directory))
+        store, reference = self.stores.find(parse_reference(reference_text).absolute(directory))
         image = self._documents.load(reference.digest) if reference.digest else None
         launch = None
         if image is not None:
@@ -320,7 +315,7 @@ class Node:
                 continue  # what is mounted is not removed from the cache, so nobody has it open
             for source in known.sources:
                 try:
-                    store, reference = self.find_store(parse_reference(source))
+                    store, reference = self.stores.find(parse_reference(source))
                     self._open_layer(store, reference, {}, known.descriptor(), known.diff_id)
                 except LazyfsError as error:
                     log.error("device %d of an earlier daemon: %s", known.inode, error)
@@ -409,10 +404,7 @@ class Node:
             self._filler.close()
         self._engine.close()
         self.cache.close()
-        for store in self._stores.values():
-            store.close()
-        for mirror in self._mirror_stores.values():
-            mirror.close()
+        self.stores.close()
         self._state.close()
 
     def status(self) -> dict[str, Any]:
@@ -444,30 +436,6 @@ class Node:
             "layers_to_fill": self._filler.layers_left() if self._filler is not None else 0,
             **self.timeline.counters(),
         }
-
-    def find_store(self, reference: Reference) -> tuple[Store, Reference]:
-        """The store of an image, and what the image is called there."""
-        found = self.settings.locate(reference)
-        with self._lock:
-            store = self._store(found)
-            # Opened when something is asked of them: one that is not there keeps nobody waiting.
-            self._mirrors[store.url] = [self._mirror(each) for each in self.settings.mirrors_of(found)]
-        return store, found
-
-    def _mirror(self, reference: Reference) -> Store:
-        name = reference.transport, reference.location
-        if name not in self._mirror_stores:
-            options = replace(self._store_options, timeout=min(MIRROR_PATIENCE, self._store_options.timeout))
-            found = cast(Store, OnDemandStore(replace(reference, tag=None, digest=None), options))
-            self._mirror_stores[name] = MirrorStore(found)
-        return cast(Store, self._mirror_stores[name])
-
-    def _store(self, reference: Reference) -> Store:
-        name = reference.transport, reference.location
-        if name not in self._stores:
-            stored = replace(reference, tag=None, digest=None)
-            self._stores[name] = OnDemandStore(stored, self._store_options)
-        return cast(Store, self._stores[name])
 
     def _open_layer(
         self,
@@ -520,7 +488,7 @@ class Node:
 
     def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:
         """Ask the store's mirrors first from now on, then the store itself."""
-        for source in (store, *reversed(self._mirrors.get(store.url, []))):
+        for source in (store, *reversed(self.stores.mirrors_of(store))):
             fetcher.prefer(BlobSource(source, blob, codec))
 
     def _toc_bytes(

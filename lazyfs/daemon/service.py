@@ -43,7 +43,7 @@ def serve_node(paths: NodePaths, keeper: socket.socket, possessions: Possessions
             table = DeviceTable()
             node = Node(paths, table, CacheSettings.read(paths), store_pages, _connection(paths))
             undo.callback(node.close)
-            if node.settings.served:
+            if node.stores.settings.served:
                 _serve_images(node, undo)
             trio.run(_Service(node, table, possessions, keeper).run)
     except OSError as error:
@@ -55,7 +55,7 @@ def serve_node(paths: NodePaths, keeper: socket.socket, possessions: Possessions
 
 def _serve_images(node: Node, undo: ExitStack) -> None:
     try:
-        server = ImageServer(node.settings.listen, node.find_store)
+        server = ImageServer(node.stores.settings.listen, node.stores.find)
     except NodeError as error:
         # Running containers need their bytes more than new ones this way to their manifests.
         log.error("images are not served: %s (%s)", error, error.hint)
@@ -127,7 +127,7 @@ class _Service:
             ),
             "POST /v1/record": lambda _: node.record(),
             "POST /v1/keeper": lambda _: self._hand_back(),
-            **cache_calls(node.cache, node.care, node.settings),
+            **cache_calls(node.cache, node.care, node.stores.settings),
         }
 
     async def _obey(self, keeper: socket.socket) -> None:

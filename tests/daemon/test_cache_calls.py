@@ -52,7 +52,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[], OpenNode]]:
 
 
 def asked(each: OpenNode) -> Ask:
-    calls = cache_calls(each.node.cache, each.node.care, each.node.settings)
+    calls = cache_calls(each.node.cache, each.node.care, each.node.stores.settings)
     return lambda call, **body: json_able(calls[call](body))
 
 
