@@ -1,13 +1,11 @@
 """What the daemon knows: images that were asked for, their layers' devices, their bootstraps."""
 
-import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -15,36 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
+from lazyfs.daemon.bootstraps import Bootstraps
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
+from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
-from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError, UsageError
-from lazyfs.formats import bootstrap, toc
-from lazyfs.formats.image_tree import merge
-from lazyfs.formats.oci import Descriptor, TocLocation
+from lazyfs.errors import IntegrityError, NotFoundError, StoreError, UsageError
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
-from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
-from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine
-from lazyfs.node.fetch import Fetcher
 from lazyfs.node.fetch_settings import FetchSettings
-from lazyfs.node.files import remove_torn, write_new
+from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
-from lazyfs.node.launches import LaunchDevice, Launches, documents_of
-from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
+from lazyfs.node.launches import Launches, documents_of
 from lazyfs.node.seen import SeenImage, SeenLayer
-from lazyfs.node.sources import BlobSource
 from lazyfs.node.timeline import Timeline
-from lazyfs.node.touched import Touched
 from lazyfs.node.warm import missing_spans, warm
 from lazyfs.stores import (
     Image,
@@ -59,24 +50,10 @@ from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
 
-OPEN_THREADS = 16
 SETTLE_SECONDS = 20.0
 """After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
 KEEP_SECONDS = 10.0
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer whose device is shown: `inode` is its file's number and, as text, its name."""
-
-    inode: int
-    toc: toc.Toc
-    cache: LayerCache
-    fetcher: Fetcher
-    device: LaunchDevice
-    blob: str
-    toc_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +82,11 @@ class Node:
         of the devices: what an earlier daemon showed there is shown again."""
         self._paths = paths
         self._table = table
-        self._lock = threading.Lock()
-        self._boot = boot_id()
-        self._numbers: dict[str, tuple[str, int]] = {}
-        self._layers: dict[str, Layer] = {}
-        self._blobs: dict[int, str] = {}
-        self._touched: dict[int, Touched] = {}
-        self._inherited: frozenset[int] = frozenset()
-        self._opening: dict[str, threading.Lock] = {}
+        self._noting = threading.Lock()
         self._images: dict[str, dict[str, Any]] = {}
+        self._launched: dict[str, Launch] = {}
         self._started = time.time()
+        boot = boot_id()
         self.timeline = Timeline()
         fetching = FetchSettings.read(paths)
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
@@ -122,12 +94,11 @@ class Node:
         self.stores = OpenStores(NodeStores.read(paths), options)
         self._documents = Documents(paths.documents)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
-        self._launched: dict[str, Launch] = {}
-        self._bootstraps = paths.bootstraps / self._boot.decode()[:8]
-        for directory in (paths.tocs, paths.documents, paths.packs, self._bootstraps):
+        for directory in (paths.documents, paths.packs):
             directory.mkdir(parents=True, exist_ok=True)
             remove_torn(directory)
-        self.cache = open_cache(paths, settings, self._boot, self.timeline.cache_failed)
+        self._bootstraps = Bootstraps(paths.bootstraps, boot)
+        self.cache = open_cache(paths, settings, boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
         self._filler: Filler | None = None
         if fetching.fill:
@@ -135,10 +106,14 @@ class Node:
         self._forget_days = settings.forget_days
         if not mounted_keys(paths):
             self.cache.release_holds()
-        _remove_others(paths.bootstraps, self._bootstraps.name)
-        self._state = State(paths.state, f"{self._boot.decode()} {connection}")
+        self._state = State(paths.state, f"{boot.decode()} {connection}")
+        self._layers = Layers(paths.tocs, table, self.cache, self._engine, self.stores, self._state)
+        # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
+        self._inherited = self._layers.restore() if connection else frozenset[int]()
         if connection:
-            self._restore()
+            for name, answer in self._state.images().items():
+                if set(answer["layers"]) <= self._inherited:
+                    self._images[name] = answer
 
     def open_image(
         self, reference_text: str, directory: Path, lowest: int | None = None, *, fill: bool = True
@@ -154,13 +129,13 @@ class Node:
             image = found.image
             if lowest is not None and not 1 <= lowest <= len(image.layers):
                 raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
-            layers = self._open_layers(found, image.layers[:lowest])
-            key = self._make_bootstrap(layers)
+            layers = self._layers.open(found.store, found.reference, found.documents, image.layers[:lowest])
+            key = self._bootstraps.make(layers)
             self._launch(found, layers, key)
         answer = self._describe(found.reference, image, layers, key)
         launch = self.launches.of(image.descriptor.digest)
         if launch is not None:
-            with self._lock:
+            with self._noting:
                 self._launched[key] = launch
         answer["launch"] = launch is not None
         self.care.note(
@@ -175,7 +150,7 @@ class Node:
         name = f"{found.reference} {key}"
         if self._images.get(name) != answer:
             self._state.put_image(name, str(found.reference), answer)
-        with self._lock:
+        with self._noting:
             self._images[name] = answer
         if fill and self._filler is not None:
             for layer in layers:
@@ -191,10 +166,10 @@ class Node:
         with self._found(reference_text, directory) as found:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
-            layers = self._open_layers(found, converted)
+            layers = self._layers.open(found.store, found.reference, found.documents, converted)
             self._launch(found, layers, "")
         if layers:
-            self._engine.crew.submit(Lane.PREFETCH, partial(self._make_bootstrap, layers))
+            self._engine.crew.submit(Lane.PREFETCH, partial(self._bootstraps.make, layers))
         tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
         return {
             "digest": image.descriptor.digest,
@@ -222,8 +197,7 @@ class Node:
         """Fetch all of an image for so many seconds. Returns `next`, the `after` of the next call or None, `bytes`
         of the image and `present_bytes` of them. See `warm`."""
         opened = self.open_image(reference, directory, fill=False)["layers"]
-        with self._lock:
-            layers = [layer for layer in self._layers.values() if layer.inode in opened]
+        layers = [layer for layer in self._layers.all() if layer.inode in opened]
         spans = missing_spans((layer.device.beneath, layer.cache) for layer in layers)
         following = warm(spans, after, seconds)
         for layer in layers:
@@ -281,70 +255,18 @@ class Node:
         if self.launches.are_running():
             return {"layers": 0}
         mounted = mounted_keys(self._paths)
-        with self._lock:
+        with self._noting:
             for name in [name for name, answer in self._images.items() if answer["key"] not in mounted]:
                 del self._images[name]
             images = list(self._images.values())
-            layers = list(self._layers.values())
         self.launches.forget({answer["digest"] for answer in images})
         kept = self._inherited.union(*(answer["layers"] for answer in images))
-        gone = [layer for layer in layers if layer.inode not in kept and not layer.cache.held]
+        gone = [layer for layer in self._layers.all() if layer.inode not in kept and not layer.cache.held]
         for layer in gone:
-            self._let_go(layer)
-        return {"layers": len(gone)}
-
-    def _let_go(self, layer: Layer) -> None:
-        with self._opening_lock(layer.toc_digest):
-            with self._lock:
-                if self._layers.get(layer.toc_digest) is not layer:
-                    return
-                del self._layers[layer.toc_digest]
-                self._blobs.pop(layer.inode, None)
-                self._touched.pop(layer.inode, None)
-                self._numbers.pop(layer.toc_digest, None)
             if self._filler is not None:
                 self._filler.forget(layer.fetcher)
-            self._table.remove(str(layer.inode))
-            self._state.let_go(layer.inode)
-            self.cache.let_go(layer.toc_digest)
-
-    def _restore(self) -> None:
-        """Show the devices that the kernel knows from an earlier daemon; nothing of it needs a network."""
-        for known in self._state.layers():
-            if not (self._paths.tocs / known.toc).exists():
-                continue  # what is mounted is not removed from the cache, so nobody has it open
-            for source in known.sources:
-                try:
-                    store, reference = self.stores.find(parse_reference(source))
-                    self._open_layer(store, reference, {}, known.descriptor(), known.diff_id)
-                except LazyfsError as error:
-                    log.error("device %d of an earlier daemon: %s", known.inode, error)
-                else:
-                    break
-        # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
-        self._inherited = frozenset(self._blobs)
-        for name, answer in self._state.images().items():
-            if set(answer["layers"]) <= set(self._blobs):
-                self._images[name] = answer
-
-    def _open_layers(self, found: Found, layers: Sequence[tuple[Descriptor, str]]) -> list[Layer]:
-        """All TOCs at once: where they come from far away, that is one round trip."""
-        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-            opening = [
-                pool.submit(self._open_layer, found.store, found.reference, found.documents, layer, diff_id)
-                for layer, diff_id in layers
-            ]
-            return [each.result() for each in opening]
-
-    def _make_bootstrap(self, layers: list[Layer]) -> str:
-        """The key of the image of these layers, whose bootstrap is there then."""
-        key = _image_key(layers)
-        path = self._bootstraps / key
-        with self._opening_lock(key):
-            if not path.exists():
-                tree = merge([layer.toc.tree for layer in layers])
-                write_new(path, bootstrap.build(tree, [layer.device.size for layer in layers]))
-        return key
+            self._layers.let_go(layer)
+        return {"layers": len(gone)}
 
     def _launch(self, found: Found, layers: list[Layer], key: str) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
@@ -366,10 +288,10 @@ class Node:
 
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
-        self.timeline.read(self._blobs.get(inode, ""), offset, size, waited)
-        touched = self._touched.get(inode)
-        if touched is not None:
-            touched.mark(offset, offset + size)
+        layer = self._layers.numbered(inode)
+        self.timeline.read(layer.blob if layer is not None else "", offset, size, waited)
+        if layer is not None:
+            layer.touched.mark(offset, offset + size)
 
     def recorded(self, since: float) -> dict[str, Any]:
         """The timeline after `since` (`time.monotonic`), JSON-able."""
@@ -385,7 +307,7 @@ class Node:
     def settled(self) -> list[str]:
         """The image mounts (names below `m`) that were launched a while ago, and should read ahead as ever."""
         now = time.monotonic()
-        with self._lock:
+        with self._noting:
             for key, launch in list(self._launched.items()):
                 if launch.finished.is_set() and now > launch.progress.ended + SETTLE_SECONDS:
                     del self._launched[key]
@@ -408,9 +330,7 @@ class Node:
         self._state.close()
 
     def status(self) -> dict[str, Any]:
-        with self._lock:
-            ordered = sorted(self._layers.values(), key=lambda layer: layer.inode)
-            layers = [(layer, self._touched[layer.inode]) for layer in ordered]
+        with self._noting:
             images = [
                 {name: answer[name] for name in ("reference", "digest", "key", "layers")}
                 for answer in self._images.values()
@@ -428,116 +348,23 @@ class Node:
                     "toc": layer.toc_digest,
                     "bytes": layer.device.size,
                     "present_bytes": layer.cache.present_bytes(),
-                    "touched_bytes": touched.bytes(),
+                    "touched_bytes": layer.touched.bytes(),
                 }
-                for layer, touched in layers
+                for layer in self._layers.all()
             ],
             "cache": self.cache.status(),
             "layers_to_fill": self._filler.layers_left() if self._filler is not None else 0,
             **self.timeline.counters(),
         }
 
-    def _open_layer(
-        self,
-        store: Store,
-        reference: Reference,
-        documents: Mapping[str, bytes],
-        layer: Descriptor,
-        diff_id: str,
-    ) -> Layer:
-        location = layer.toc_location()
-        if location is None:
-            fetch_toc(store, layer)  # says what is missing
-            raise AssertionError
-        with self._opening_lock(location.sha256):
-            known = self._layers.get(location.sha256)
-            if known is not None:
-                check_toc(known.toc, layer, diff_id)
-                self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
-                self._number(reference, layer, diff_id, location)
-                return known
-            toc_bytes = self._toc_bytes(store, layer, location, documents.get(location.sha256))
-            decoded = decode_toc(toc_bytes, layer, diff_id)
-            inode = self._number(reference, layer, diff_id, location)
-            opened = self._new_layer(inode, store, layer, location.sha256, decoded)
-            with self._lock:
-                self._layers[location.sha256] = opened
-            return opened
-
-    def _number(self, reference: Reference, layer: Descriptor, diff_id: str, location: TocLocation) -> int:
-        """The number of the layer's device; on record before the kernel hears of it."""
-        source, inode = self._numbers.get(location.sha256, ("", 0))
-        if source != str(reference):
-            inode = self._state.put_layer(location.sha256, layer.to_json(), diff_id, str(reference))
-            self._numbers[location.sha256] = str(reference), inode
-        return inode
-
-    def _new_layer(
-        self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: toc.Toc
-    ) -> Layer:
-        cache = self.cache.open(toc_digest, decoded.chunks)
-        source = BlobSource(store, layer.digest, decoded.codec)
-        fetcher = Fetcher(layer.digest, source, cache, self._engine)
-        self._prefer(fetcher, store, layer.digest, decoded.codec)
-        device = LaunchDevice(LayerDevice(cache, fetcher), cache)
-        with self._lock:
-            self._blobs[inode] = layer.digest
-            self._touched[inode] = Touched(device.size)
-        self._table.add(inode, str(inode), device)
-        return Layer(inode, decoded, cache, fetcher, device, layer.digest, toc_digest)
-
-    def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:
-        """Ask the store's mirrors first from now on, then the store itself."""
-        for source in (store, *reversed(self.stores.mirrors_of(store))):
-            fetcher.prefer(BlobSource(source, blob, codec))
-
-    def _toc_bytes(
-        self, store: Store, layer: Descriptor, location: TocLocation, brought: bytes | None
-    ) -> bytes:
-        """The TOC: from this machine if it is here and undamaged, else as a pack brought it, else from the store."""
-        path = self._paths.tocs / location.sha256
-        with suppress(OSError):
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() == location.sha256:
-                return data
-        if brought is None:
-            data = fetch_toc(store, layer)
-            self.timeline.small_read(len(data))
-        else:
-            data = brought
-        try:
-            write_new(path, data)
-        except NodeError as error:
-            log.warning("%s", error)
-        return data
-
-    def _opening_lock(self, name: str) -> threading.Lock:
-        with self._lock:
-            return self._opening.setdefault(name, threading.Lock())
-
     def _describe(self, reference: Reference, image: Image, layers: list[Layer], key: str) -> dict[str, Any]:
         return {
             "reference": str(reference),
             "digest": image.descriptor.digest,
             "key": key,
-            "bootstrap": str(self._bootstraps / key),
+            "bootstrap": str(self._bootstraps.path(key)),
             "devices": [str(self._paths.fuse / str(layer.inode)) for layer in layers],
             "layers": [layer.inode for layer in layers],
             "blob_bytes": sum(layer.size for layer, _ in image.layers),
             "config": {name: getattr(image.config, name) for name in RUN_CONFIG},
         }
-
-
-def _image_key(layers: list[Layer]) -> str:
-    """Names the merged tree: equal TOCs in equal order, laid out by the same code, give the same bootstrap."""
-    text = f"{bootstrap.VERSION} " + " ".join(layer.toc_digest for layer in layers)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _remove_others(directory: Path, kept: str) -> None:
-    """Bootstraps of earlier boots were never synced and may be torn: they are built anew."""
-    for other in directory.iterdir():
-        if other.name != kept and other.is_dir():
-            for file in other.iterdir():
-                file.unlink(missing_ok=True)
-            other.rmdir()

@@ -1,0 +1,201 @@
+"""The layers whose devices a node shows: opened, numbered, found again by the next daemon, let go."""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyfs.daemon.locks import NamedLocks
+from lazyfs.daemon.open_stores import OpenStores
+from lazyfs.daemon.state import State
+from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.formats import toc
+from lazyfs.formats.oci import Descriptor, TocLocation
+from lazyfs.mount.device_table import DeviceTable
+from lazyfs.node.cache import LayerCache
+from lazyfs.node.cache_store import NodeCache
+from lazyfs.node.device import LayerDevice
+from lazyfs.node.engine import Engine
+from lazyfs.node.fetch import Fetcher
+from lazyfs.node.files import remove_torn, write_new
+from lazyfs.node.launches import LaunchDevice
+from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
+from lazyfs.node.sources import BlobSource
+from lazyfs.node.touched import Touched
+from lazyfs.stores import Reference, Store, parse_reference
+
+log = logging.getLogger(__name__)
+
+OPEN_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer whose device is shown: `inode` is its file's number and, as text, its name."""
+
+    inode: int
+    toc: toc.Toc
+    cache: LayerCache
+    fetcher: Fetcher
+    device: LaunchDevice
+    touched: Touched
+    blob: str
+    toc_digest: str
+
+
+class Layers:
+    """Thread safe."""
+
+    def __init__(
+        self,
+        tocs: Path,
+        table: DeviceTable,
+        cache: NodeCache,
+        engine: Engine,
+        stores: OpenStores,
+        state: State,
+    ) -> None:
+        """`tocs` keeps the TOCs that were read; `table` is what the kernel is shown."""
+        self._tocs = tocs
+        self._table = table
+        self._cache = cache
+        self._engine = engine
+        self._stores = stores
+        self._state = state
+        self._being_opened = NamedLocks()
+        self._changing = threading.Lock()
+        self._shown: dict[str, Layer] = {}
+        self._by_inode: dict[int, Layer] = {}
+        self._numbers: dict[str, tuple[str, int]] = {}
+        tocs.mkdir(parents=True, exist_ok=True)
+        remove_torn(tocs)
+
+    def all(self) -> list[Layer]:
+        with self._changing:
+            return sorted(self._shown.values(), key=lambda layer: layer.inode)
+
+    def numbered(self, inode: int) -> Layer | None:
+        return self._by_inode.get(inode)
+
+    def open(
+        self,
+        store: Store,
+        reference: Reference,
+        documents: Mapping[str, bytes],
+        layers: Sequence[tuple[Descriptor, str]],
+    ) -> list[Layer]:
+        """Show layers, each with its DiffID, of an image that `store` calls `reference`.
+
+        `documents` are TOCs that are here already, by sha256. All others come at once: where they come from far
+        away, that is one round trip.
+        """
+        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
+            opening = [
+                pool.submit(self._open, store, reference, documents, layer, diff_id)
+                for layer, diff_id in layers
+            ]
+            return [each.result() for each in opening]
+
+    def restore(self) -> frozenset[int]:
+        """Show the devices that the kernel knows from an earlier daemon; nothing of it needs a network.
+
+        Returns their numbers.
+        """
+        for known in self._state.layers():
+            if not (self._tocs / known.toc).exists():
+                continue  # what is mounted is not removed from the cache, so nobody has it open
+            for source in known.sources:
+                try:
+                    store, reference = self._stores.find(parse_reference(source))
+                    self._open(store, reference, {}, known.descriptor(), known.diff_id)
+                except LazyfsError as error:
+                    log.error("device %d of an earlier daemon: %s", known.inode, error)
+                else:
+                    break
+        return frozenset(self._by_inode)
+
+    def let_go(self, layer: Layer) -> None:
+        with self._being_opened.of(layer.toc_digest):
+            with self._changing:
+                if self._shown.get(layer.toc_digest) is not layer:
+                    return
+                del self._shown[layer.toc_digest]
+                self._by_inode.pop(layer.inode, None)
+                self._numbers.pop(layer.toc_digest, None)
+            self._table.remove(str(layer.inode))
+            self._state.let_go(layer.inode)
+            self._cache.let_go(layer.toc_digest)
+
+    def _open(
+        self,
+        store: Store,
+        reference: Reference,
+        documents: Mapping[str, bytes],
+        layer: Descriptor,
+        diff_id: str,
+    ) -> Layer:
+        location = layer.toc_location()
+        if location is None:
+            fetch_toc(store, layer)  # says what is missing
+            raise AssertionError
+        with self._being_opened.of(location.sha256):
+            known = self._shown.get(location.sha256)
+            if known is not None:
+                check_toc(known.toc, layer, diff_id)
+                self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
+                self._number(reference, layer, diff_id, location)
+                return known
+            toc_bytes = self._toc_bytes(store, layer, location, documents.get(location.sha256))
+            decoded = decode_toc(toc_bytes, layer, diff_id)
+            inode = self._number(reference, layer, diff_id, location)
+            opened = self._new(inode, store, layer, location.sha256, decoded)
+            with self._changing:
+                self._shown[location.sha256] = self._by_inode[inode] = opened
+            self._table.add(inode, str(inode), opened.device)
+            return opened
+
+    def _number(self, reference: Reference, layer: Descriptor, diff_id: str, location: TocLocation) -> int:
+        """The number of the layer's device; on record before the kernel hears of it."""
+        source, inode = self._numbers.get(location.sha256, ("", 0))
+        if source != str(reference):
+            inode = self._state.put_layer(location.sha256, layer.to_json(), diff_id, str(reference))
+            self._numbers[location.sha256] = str(reference), inode
+        return inode
+
+    def _new(self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: toc.Toc) -> Layer:
+        cache = self._cache.open(toc_digest, decoded.chunks)
+        source = BlobSource(store, layer.digest, decoded.codec)
+        fetcher = Fetcher(layer.digest, source, cache, self._engine)
+        self._prefer(fetcher, store, layer.digest, decoded.codec)
+        device = LaunchDevice(LayerDevice(cache, fetcher), cache)
+        touched = Touched(device.size)
+        return Layer(inode, decoded, cache, fetcher, device, touched, layer.digest, toc_digest)
+
+    def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:
+        """Ask the store's mirrors first from now on, then the store itself."""
+        for source in (store, *reversed(self._stores.mirrors_of(store))):
+            fetcher.prefer(BlobSource(source, blob, codec))
+
+    def _toc_bytes(
+        self, store: Store, layer: Descriptor, location: TocLocation, brought: bytes | None
+    ) -> bytes:
+        """The TOC: from this machine if it is here and undamaged, else as a pack brought it, else from the store."""
+        path = self._tocs / location.sha256
+        with suppress(OSError):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == location.sha256:
+                return data
+        if brought is None:
+            data = fetch_toc(store, layer)
+            self._engine.timeline.small_read(len(data))
+        else:
+            data = brought
+        try:
+            write_new(path, data)
+        except NodeError as error:
+            log.warning("%s", error)
+        return data
