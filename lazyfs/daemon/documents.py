@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.formats.oci import Descriptor, parse_config, parse_manifest
-from lazyfs.node.files import write_new
+from lazyfs.node.files import remove_torn, write_new
 from lazyfs.stores import Image
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ class Documents:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_torn(directory)
 
     def load(self, digest: str) -> Image | None:
         """The image whose manifest has this digest, if both its documents are here."""

@@ -4,9 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -16,10 +14,11 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.bootstraps import Bootstraps
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
+from lazyfs.daemon.image_finder import Found, ImageFinder
 from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
-from lazyfs.errors import IntegrityError, NotFoundError, StoreError, UsageError
+from lazyfs.errors import IntegrityError, NotFoundError, UsageError
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
@@ -33,19 +32,14 @@ from lazyfs.node.fetch_settings import FetchSettings
 from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
-from lazyfs.node.launches import Launches, documents_of
+from lazyfs.node.launches import Launches
 from lazyfs.node.seen import SeenImage, SeenLayer
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.warm import missing_spans, warm
 from lazyfs.stores import (
     Image,
     Reference,
-    Store,
-    find_manifest,
-    load_config,
-    parse_reference,
 )
-from lazyfs.stores.image import FoundManifest
 from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
@@ -54,17 +48,6 @@ SETTLE_SECONDS = 20.0
 """After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
 KEEP_SECONDS = 10.0
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An image that was asked for; its launch pack, if one comes now, and the documents that it has brought."""
-
-    store: Store
-    reference: Reference
-    image: Image
-    launch: Launch | None
-    documents: Mapping[str, bytes]
 
 
 class Node:
@@ -92,11 +75,9 @@ class Node:
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
         options = replace(fetching.store_options(), learned_file=paths.credentials)
         self.stores = OpenStores(NodeStores.read(paths), options)
-        self._documents = Documents(paths.documents)
         self.launches = Launches(paths.packs, self.timeline, put_pages)
-        for directory in (paths.documents, paths.packs):
-            directory.mkdir(parents=True, exist_ok=True)
-            remove_torn(directory)
+        paths.packs.mkdir(parents=True, exist_ok=True)
+        remove_torn(paths.packs)
         self._bootstraps = Bootstraps(paths.bootstraps, boot)
         self.cache = open_cache(paths, settings, boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
@@ -107,6 +88,9 @@ class Node:
         if not mounted_keys(paths):
             self.cache.release_holds()
         self._state = State(paths.state, f"{boot.decode()} {connection}")
+        self._finder = ImageFinder(
+            Documents(paths.documents), self.stores, self._state, self.launches, self.timeline
+        )
         self._layers = Layers(paths.tocs, table, self.cache, self._engine, self.stores, self._state)
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
         self._inherited = self._layers.restore() if connection else frozenset[int]()
@@ -125,7 +109,7 @@ class Node:
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
         `reference`. With `fill` what nobody reads is fetched as well, while nothing else is to be done.
         """
-        with self._found(reference_text, directory) as found:
+        with self._finder.find(reference_text, directory) as found:
             image = found.image
             if lowest is not None and not 1 <= lowest <= len(image.layers):
                 raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
@@ -163,7 +147,7 @@ class Node:
         Returns `digest`, and as `chain` of each layer, lowest first, `blob`, `diff_id` and `toc` ("" where there is
         none here). The bootstrap is made meanwhile, for who will mount the image next.
         """
-        with self._found(reference_text, directory) as found:
+        with self._finder.find(reference_text, directory) as found:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
             layers = self._layers.open(found.store, found.reference, found.documents, converted)
@@ -207,45 +191,6 @@ class Node:
             "bytes": sum(layer.device.size for layer in layers),
             "present_bytes": sum(layer.cache.present_bytes() for layer in layers),
         }
-
-    @contextmanager
-    def _found(self, reference_text: str, directory: Path) -> Iterator[Found]:
-        """The image of that name. Its launch pack comes from now on; not if the image cannot be opened."""
-        store, reference = self.stores.find(parse_reference(reference_text).absolute(directory))
-        image = self._documents.load(reference.digest) if reference.digest else None
-        launch = None
-        if image is not None:
-            manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
-            launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
-        else:
-            try:
-                manifest = find_manifest(store, reference)
-                self.timeline.small_read(len(manifest.manifest_bytes))
-                launch = self.launches.begin(store, manifest.descriptor, manifest.manifest)
-                image = self._documents.load(manifest.descriptor.digest)
-            except StoreError as error:
-                image = self._remembered(reference, error)
-                manifest = FoundManifest(image.descriptor, image.manifest, image.manifest_bytes)
-        try:
-            documents = documents_of(launch)
-            if image is None:
-                image = load_config(store, manifest, documents)
-                self.timeline.small_read(0 if documents else len(image.config_bytes))
-                self._documents.keep(image)
-            yield Found(store, reference, image, launch, documents)
-        except BaseException:
-            if launch is not None:
-                launch.stop("the image cannot be opened")
-            raise
-
-    def _remembered(self, reference: Reference, error: StoreError) -> Image:
-        """The image as it was opened last under this name, while its store cannot be reached."""
-        digest = self._state.digest(str(reference))
-        image = self._documents.load(digest) if digest else None
-        if image is None:
-            raise error
-        log.warning("%s; %s is opened as it was last", error, reference)
-        return image
 
     def release(self) -> dict[str, Any]:
         """Let go of what no mounted image needs. Whoever asks sees to it that nobody is about to mount one.
