@@ -16,29 +16,27 @@ Whatever is wrong with a pack ends the launch and nothing else: who waited asks 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, NodeError, StoreError
+from lazyfs.errors import BadInputError, LazyfsError, NodeError, StoreError
 from lazyfs.formats import pack
-from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
 from lazyfs.formats.oci import PackLocation
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.files import write_new
+from lazyfs.node.pack_places import by_chunk, missing, page_ranges, unit_length
+from lazyfs.node.pack_stream import PackStream
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
 
 log = logging.getLogger(__name__)
 
-PAGE = 4096
 MAX_STORE = 1 << 20
 """Bytes given to the kernel at once."""
-PIECE = 64 * 1024
-"""Of the stream: what is here can be used, however slow the link is."""
 MAX_SKIP = 256 * 1024
 """Bytes of a pack that are rather received than left out by a request of their own."""
 OPEN_PATIENCE = 60.0
@@ -106,7 +104,7 @@ class Launch:
         self._timeline = timeline
         self._put_pages = put_pages
         self._bound: Future[Sequence[LaunchLayer]] = Future()
-        self._stream = _Stream(store, location)
+        self._stream = PackStream(store, location)
         self._lock = threading.Lock()
         self._planned: Future[None] = Future()
         self._frame_of: dict[tuple[int, int, int], int] = {}
@@ -301,10 +299,11 @@ class Launch:
 
     def _feed(self) -> None:
         """Give the kernel whole pages of what has come, in the order in which it came."""
+        caches = [layer.cache for layer in self._layers]
         try:
             while (frame := self._ready.get()) is not None and not self._stopped:
                 assert self._pack is not None
-                for layer, start, end in page_ranges(self._pack.places(frame), self._layers):
+                for layer, start, end in page_ranges(self._pack.places(frame), caches):
                     if not self._give(self._layers[layer], start, end):
                         return
         except Exception:  # pages are speed, nobody waits for them
@@ -330,129 +329,3 @@ class Launch:
             if layer.opened(_STOP_LOOK):
                 return True
         return False
-
-
-class _Stream:
-    """The bytes of a pack from one request, and from more where something is left out."""
-
-    def __init__(self, store: Store, location: PackLocation) -> None:
-        self._store = store
-        self._location = location
-        self._pieces: Iterator[bytes] | None = None
-        self._buffer = bytearray()
-        self._asked = 0.0
-        self._answered = 0.0
-        self._closed = False
-        self.position = 0
-        """Of what `take` gives next."""
-        self.received = 0
-
-    def take(self, length: int) -> bytes:
-        """The next bytes. StoreError where the pack ends before."""
-        while len(self._buffer) < length:
-            if self._closed:
-                raise StoreError("stopped")
-            if self._pieces is None:
-                self._asked = time.monotonic()
-                at = self.position + len(self._buffer)
-                self._pieces = self._store.stream(self._location.digest, at, PIECE)
-            piece = next(self._pieces, None)
-            if piece is None:
-                raise IntegrityError(f"launch pack: it ends after {self.position + len(self._buffer)} bytes")
-            self._answered = self._answered or time.monotonic()
-            self.received += len(piece)
-            self._buffer += piece
-        data = bytes(self._buffer[:length])
-        del self._buffer[:length]
-        self.position += length
-        return data
-
-    def seek(self, position: int, worth: int) -> None:
-        """Go on at `position`, by a new request if that leaves out more than `worth` bytes."""
-        skipped = position - self.position
-        if skipped <= len(self._buffer) or (skipped <= worth and self._pieces is not None):
-            self.take(skipped)
-            return
-        self._hang_up()
-        self._buffer.clear()
-        self.position = position
-
-    def is_soon(self, end: int, wanted: int) -> bool:
-        """Will the stream be at `end` before `wanted` bytes could come by a request beside it?
-
-        That would take a round trip, and half of the link: the stream goes on meanwhile.
-        """
-        behind = end - self.position - len(self._buffer)
-        elapsed = time.monotonic() - self._answered
-        if not self._answered or elapsed <= 0 or not self.received:
-            return True
-        rate = self.received / elapsed
-        return behind / rate <= (self._answered - self._asked) + 2 * wanted / rate
-
-    def close(self) -> None:
-        self._closed = True
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            # Another thread may be in it just now: it finds out by itself.
-            with suppress(ValueError, LazyfsError):
-                close()
-        self._pieces = None
-
-
-def missing(layer: int, cache: LayerCache, offset: int, length: int) -> list[tuple[int, int, int]]:
-    """(layer, chunk, unit) of the units of a range that are not in the cache."""
-    chunks = cache.chunks
-    found = []
-    for chunk in chunks.covering(offset, length):
-        start = int(chunks.start[chunk])
-        first = max(0, offset - start) // UNIT_SIZE
-        last = (min(offset + length, int(chunks.start[chunk + 1])) - 1 - start) // UNIT_SIZE
-        found += [(layer, chunk, unit) for unit in cache.missing_units(chunk) if first <= unit <= last]
-    return found
-
-
-def by_chunk(places: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, list[int]]]:
-    """(layer, chunk, units): what stands together of one chunk."""
-    groups: list[tuple[int, int, list[int]]] = []
-    for layer, chunk, unit in places:
-        if groups and groups[-1][:2] == (layer, chunk):
-            groups[-1][2].append(unit)
-        else:
-            groups.append((layer, chunk, [unit]))
-    return groups
-
-
-def unit_length(table: ChunkTable, chunk: int, unit: int) -> int:
-    return min(UNIT_SIZE, table.length(chunk) - unit * UNIT_SIZE)
-
-
-def page_ranges(
-    places: Sequence[tuple[int, int, int]], layers: Sequence[LaunchLayer]
-) -> list[tuple[int, int, int]]:
-    """(layer, start, end) of the whole pages that lie in these units and in what else is in the caches.
-
-    A page that reaches into a unit which is not there is left out: the unit that comes later brings it.
-    """
-    together: list[tuple[int, int, int]] = []
-    for layer, chunk, units in by_chunk(places):
-        table = layers[layer].cache.chunks
-        for unit in units:
-            start = int(table.start[chunk]) + unit * UNIT_SIZE
-            end = start + unit_length(table, chunk, unit)
-            if together and together[-1][0] == layer and together[-1][2] == start:
-                together[-1] = (layer, together[-1][1], end)
-            else:
-                together.append((layer, start, end))
-    return [found for each in together if (found := _whole_pages(*each, layers[each[0]].cache))]
-
-
-def _whole_pages(layer: int, start: int, end: int, cache: LayerCache) -> tuple[int, int, int] | None:
-    low, high = start // PAGE * PAGE, min(-(-end // PAGE) * PAGE, cache.chunks.device_size)
-    if low < start and cache.read(low, start - low) is None:
-        low += PAGE
-    if high > end and cache.read(end, high - end) is None:
-        high -= PAGE
-    return (layer, low, high) if low < high else None

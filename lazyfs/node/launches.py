@@ -22,7 +22,8 @@ from lazyfs.formats.oci import (
 )
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import AskForLessError, RandomAccess
-from lazyfs.node.launch import PAGE, Launch, PutPages
+from lazyfs.node.launch import Launch, PutPages
+from lazyfs.node.pack_places import PAGE
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
 

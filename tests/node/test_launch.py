@@ -18,8 +18,10 @@ from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import AskForLessError, LayerDevice
 from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
-from lazyfs.node.launch import PAGE, Launch, LaunchLayer, _Stream
+from lazyfs.node.launch import Launch, LaunchLayer
 from lazyfs.node.launches import LaunchDevice
+from lazyfs.node.pack_places import PAGE
+from lazyfs.node.pack_stream import PackStream
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores import Store
 
@@ -375,7 +377,7 @@ def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("lazyfs.node.launch.time.monotonic", lambda: now)
     store = PackStore(bytes(10_000_000))
-    stream = _Stream(cast(Store, store), PackLocation(PACK, 10_000_000))
+    stream = PackStream(cast(Store, store), PackLocation(PACK, 10_000_000))
     assert stream.is_soon(5_000_000, 1), "nothing is known of the link yet"
     stream.take(4 * KIB)
     stream._asked, stream._answered, now = 100.0, 100.02, 101.02
