@@ -1,5 +1,6 @@
 """A small converted image and what it holds; nodes whose daemons are processes of their own."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ from lazyfs.mount.syscalls import unmount
 from tests.layouts import convert, put_image
 from tests.trees import Entry, layer_tar
 
+from .open_node import MakeNode, OpenNode
 from .processes import REPOSITORY, MakePaths, kill
 
 LOWER = [Entry(b"big", content=Random(1).randbytes(900_000)), Entry(b"text", content=b"lower")]
@@ -63,3 +65,22 @@ def target(tmp_path: Path) -> Iterator[Path]:
     yield directory
     while unmount(directory, detach=True):
         pass
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakeNode]:
+    opened: list[OpenNode] = []
+
+    def make() -> OpenNode:
+        opened.append(OpenNode(tmp_path / "node"))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def layout(made: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "layout"))

@@ -19,8 +19,8 @@ from lazyfs.stores import LayoutStore
 from tests.layouts import convert, put_image
 from tests.trees import Entry, layer_tar
 
+from .open_node import OpenNode
 from .processes import wait_until
-from .test_node import OpenNode
 
 KIB = 1024
 FILES = [Entry(b"file%02d" % number, content=Random(number).randbytes(300 * KIB)) for number in range(8)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError
 
-from .test_node import OpenNode, blobs
+from .open_node import OpenNode, blobs
 
 PIECE = 96 * 1024
 
