@@ -75,6 +75,7 @@ class Fetcher:
                     flight.lane, flight.demanded = Lane.DEMAND, now
                     if flight.run is not None and not flight.run.asked:
                         flight.run.flights.remove(flight)
+                        flight.runs -= 1
                         started.append(flight)
                 joined.append(flight)
             runs = self._plan(started, Lane.DEMAND)

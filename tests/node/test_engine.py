@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import StoreError
+from lazyfs.errors import IntegrityError, StoreError
 from lazyfs.node.budget import Budget
 from lazyfs.node.crew import Crew, Lane
 from lazyfs.node.touched import PAGE, Touched
@@ -51,6 +51,21 @@ def test_demand_overtakes_what_is_only_foreseen(rig: Make) -> None:
     assert wanted.result(PATIENCE) == each.layer.plain(45)
     assert all(future.result(PATIENCE) for future in ahead)
     assert each.store.twice() == 0
+
+
+def test_what_overtakes_and_fails_is_an_error_at_once(rig: Make) -> None:
+    each = rig([40 * KIB] * 60, [10] * 60)
+    each.store.damage(each.layer, 45)
+    gate = threading.Event()
+    wanted = each.layer.frame_span(45)[0]
+    each.store.fault = lambda offset, length: None if offset == wanted else (gate.wait(PATIENCE), None)[1]
+    each.fetcher.ahead(range(50), Lane.PREFETCH)
+    until(lambda: len(each.store.reads) == 8)
+    answer = each.device.request(45 * 40 * KIB, 40 * KIB)
+    try:
+        assert isinstance(answer.exception(PATIENCE), IntegrityError)
+    finally:
+        gate.set()
 
 
 def test_filling_makes_way(rig: Make) -> None:
