@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +20,7 @@ from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.stores._files import TEMP_PREFIX
 from tests.layouts import convert, put_image
 from tests.trees import Entry, layer_tar
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 40.0
@@ -310,11 +310,7 @@ def test_interrupted_convert(tmp_path: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not list((tmp_path / "target").rglob(f"{TEMP_PREFIX}*")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.005)
+        wait_until(lambda: list((tmp_path / "target").rglob(f"{TEMP_PREFIX}*")), "a blob in the making")
         process.send_signal(number)
         _, said = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in said

@@ -5,7 +5,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +19,6 @@ ENSURE = "import sys, pathlib; from lazyfs.config import NodePaths; from lazyfs.
 ENSURE += "print(ensure_daemon(NodePaths(pathlib.Path(sys.argv[1]))).status()['pid'])"
 
 MakePaths = Callable[[Path], NodePaths]
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long for: {what}"
-        time.sleep(0.002)
 
 
 def daemons(paths: NodePaths) -> list[int]:

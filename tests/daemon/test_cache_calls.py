@@ -18,9 +18,9 @@ from lazyfs.node.cache_settings import CacheSettings, DirectorySettings, Limit
 from lazyfs.stores import LayoutStore
 from tests.layouts import convert, put_image
 from tests.trees import Entry, layer_tar
+from tests.waiting import wait_until
 
 from .open_node import OpenNode
-from .processes import wait_until
 
 KIB = 1024
 FILES = [Entry(b"file%02d" % number, content=Random(number).randbytes(300 * KIB)) for number in range(8)]

@@ -17,8 +17,9 @@ from lazyfs.errors import BusyError, LazyfsError, NotFoundError
 from lazyfs.mount import images
 from lazyfs.mount.images import mount_view, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
+from tests.waiting import wait_until
 
-from .processes import PATIENCE, daemons, end, ensure_elsewhere, keepers, kill, open_made, wait_until
+from .processes import PATIENCE, daemons, end, ensure_elsewhere, keepers, kill, open_made
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,7 @@ from lazyfs.errors import LazyfsError, NotFoundError, UsageError
 from lazyfs.node.fill import Filler
 from lazyfs.stores import LayoutStore, load_image, parse_reference
 from tests.layouts import with_layers
-from tests.node.conftest import until
+from tests.waiting import wait_until
 
 from .open_node import MakeNode, OpenNode
 
@@ -165,8 +165,10 @@ def test_what_is_open_is_filled_unless_it_was_said_not_to(
     each.node.open_image(f"oci:{made}:lazy", Path("/"), fill=False)
     assert each.node.status()["layers_to_fill"] == 0
     each.open(made)
-    until(lambda: each.node.status()["layers_to_fill"] == 0)
-    until(lambda: all(layer["present_bytes"] == layer["bytes"] for layer in each.node.status()["layers"]))
+    wait_until(lambda: each.node.status()["layers_to_fill"] == 0)
+    wait_until(
+        lambda: all(layer["present_bytes"] == layer["bytes"] for layer in each.node.status()["layers"])
+    )
 
 
 def test_a_node_that_never_fills(make: MakeNode, made: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from lazyfs.daemon.client import DaemonClient, daemon_in_use, ensure_daemon
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.mount.images import mount_view, mount_writable, targets, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
+from tests.waiting import wait_until
 
-from .processes import REPOSITORY, MakePaths, daemons, keepers, open_made, wait_until
+from .processes import REPOSITORY, MakePaths, daemons, keepers, open_made
 
 pytestmark = pytest.mark.root
 

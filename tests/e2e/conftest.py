@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from benchmarks.images import RECIPES, BuiltImage, ensure
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 40.0
@@ -29,14 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.root)
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Poll until it holds; fails after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long for: {what}"
-        time.sleep(0.01)
 
 
 def lazyfs(*words: str | Path, cwd: Path | None = None) -> Result:
@@ -211,10 +203,7 @@ def make_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
 
 def check_end(node: Node) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while left := node.leftovers():
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        time.sleep(0.01)
+    wait_until(lambda: not node.leftovers(), "an end without leftovers")
     result = node("shutdown")
     assert result.returncode in (0, 3), result.stderr
     assert node.mounts() == []

@@ -13,8 +13,9 @@ import pytest
 from benchmarks.images import BuiltImage
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from tests.waiting import wait_until
 
-from .conftest import Node, assert_error, drop_page_cache, succeed, wait_until
+from .conftest import Node, assert_error, drop_page_cache, succeed
 
 MIB = 1 << 20
 

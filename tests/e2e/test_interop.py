@@ -13,8 +13,9 @@ from benchmarks.images import BuiltImage
 from lazyfs.formats.oci import TOC_ANNOTATION
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from tests.waiting import wait_until
 
-from .conftest import Node, blob, document, layout_of, lazyfs, manifest_of, succeed, wait_until
+from .conftest import Node, blob, document, layout_of, lazyfs, manifest_of, succeed
 from .engines import TIMEOUT, podman, tool
 
 CONTAINERD = """

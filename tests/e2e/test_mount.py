@@ -12,8 +12,9 @@ import pytest
 
 from lazyfs.mount.mountinfo import list_mounts
 from tests.referees import snapshot
+from tests.waiting import wait_until
 
-from .conftest import PATIENCE, Node, assert_error, lazyfs, succeed, wait_until
+from .conftest import PATIENCE, Node, assert_error, lazyfs, succeed
 
 RANDOM = "srv/app/random"
 

@@ -13,8 +13,9 @@ from random import Random
 import pytest
 
 from benchmarks.images import BuiltImage
+from tests.waiting import wait_until
 
-from .conftest import PATIENCE, Node, assert_error, succeed, wait_until
+from .conftest import PATIENCE, Node, assert_error, succeed
 
 COUNTING = "trap 'echo bye; exit 5' TERM; trap 'echo hup' HUP; echo ready; while :; do sleep 0.02; done"
 

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks.images import RECIPES, BuildError, BuiltImage, Recipe, ensure
 from benchmarks.images.recipes import Busybox
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -25,13 +24,6 @@ from benchmarks.images import Recipe, ensure
 from benchmarks.images.recipes import Busybox
 ensure(Recipe("blocked", Busybox(), (": >/started; exec tail -f /started",), {}), Path("cache"))
 """
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true within 30 s"
-        time.sleep(0.01)
 
 
 def _processes(cache: Path) -> list[str]:
@@ -61,13 +53,13 @@ def test_a_killed_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     cache = tmp_path / "cache"
     with _start(tmp_path, "-c", _BLOCKED) as builder:
         try:
-            _wait_until((cache / "layers/new/fs/started").exists)
+            wait_until((cache / "layers/new/fs/started").exists)
             assert _processes(cache)
             builder.send_signal(number)
             builder.wait(timeout=30)
         finally:
             builder.kill()
-    _wait_until(lambda: not _processes(cache))
+    wait_until(lambda: not _processes(cache))
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert list(cache.glob("blocked-*")) == []
     assert ensure(RECIPES["small"], cache).tree.exists()

@@ -13,9 +13,10 @@ from lazyfs.keeper.client import KeeperClient
 from lazyfs.mount.images import mount_view, unmount_image
 from lazyfs.mount.mountinfo import mount_at
 from tests.daemon.conftest import node_at as node_at  # noqa: PLC0414 # a fixture
-from tests.daemon.processes import MakePaths, wait_until
+from tests.daemon.processes import MakePaths
 from tests.layouts import convert, put_image
 from tests.trees import Entry, layer_tar
+from tests.waiting import wait_until
 
 CONTENT = Random(8).randbytes(6 << 20)
 

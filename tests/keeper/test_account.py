@@ -18,7 +18,8 @@ from lazyfs.errors import UsageError
 from lazyfs.keeper import account
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
 from lazyfs.mount.images import mount_view, unmount_image
-from tests.daemon.processes import PATIENCE, REPOSITORY, end, wait_until
+from tests.daemon.processes import PATIENCE, REPOSITORY, end
+from tests.waiting import wait_until
 
 from .conftest import CONTENT, Mounted
 

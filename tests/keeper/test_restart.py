@@ -15,7 +15,8 @@ from lazyfs.errors import NodeError
 from lazyfs.keeper import child, link
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
 from lazyfs.mount.mountinfo import list_mounts
-from tests.daemon.processes import PATIENCE, daemons, end, keepers, wait_until
+from tests.daemon.processes import PATIENCE, daemons, end, keepers
+from tests.waiting import wait_until
 
 from .conftest import CONTENT, Mounted
 

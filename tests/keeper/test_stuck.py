@@ -13,9 +13,10 @@ import pytest
 from lazyfs.keeper import child, link
 from lazyfs.mount.connection import open_and_mount
 from lazyfs.mount.syscalls import unmount
-from tests.daemon.processes import PATIENCE, wait_until
+from tests.daemon.processes import PATIENCE
 from tests.mount.conftest import DeviceServer
 from tests.mount.pattern import pattern
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -17,7 +17,8 @@ from lazyfs.daemon.client import DaemonClient
 from lazyfs.errors import BusyError, NodeError
 from lazyfs.keeper.client import KeeperClient
 from lazyfs.mount.mountinfo import list_mounts
-from tests.daemon.processes import PATIENCE, REPOSITORY, daemons, end, keepers, wait_until
+from tests.daemon.processes import PATIENCE, REPOSITORY, daemons, end, keepers
+from tests.waiting import wait_until
 
 from .conftest import CONTENT, Mounted
 

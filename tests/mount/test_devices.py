@@ -7,7 +7,6 @@ import random
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from lazyfs.mount.mountinfo import mount_at
 from lazyfs.mount.syscalls import unmount
 from tests.mount.conftest import DeviceServer, drop_pages, names
 from tests.mount.pattern import pattern
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -237,8 +237,8 @@ def test_devices_come_and_go(server: DeviceServer) -> None:
         assert names(server.target) == []
         assert os.pread(file.fileno(), 100, 2 * MIB) == pattern(8, 2 * MIB, 100)
         assert server.do("known", inode=10)
-        _until(lambda: not path.exists())
-    _until(lambda: not server.do("known", inode=10))
+        wait_until(lambda: not path.exists())
+    wait_until(lambda: not server.do("known", inode=10))
     with pytest.raises(FileNotFoundError):
         path.open("rb")
     server.add("later", size=SIZE, seed=8)
@@ -300,13 +300,3 @@ def test_no_mount_without_root(temp_root: Path) -> None:
     )
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--securebits=+noroot"]
     subprocess.run([*drop, sys.executable, "-c", script, str(temp_root)], check=True, timeout=60)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    """For what a thread of the server does a moment later."""
-    waiting = threading.Event()
-    for _ in range(1000):
-        if condition():
-            return
-        waiting.wait(0.01)
-    raise AssertionError("it did not come about")

@@ -1,7 +1,5 @@
 """A layer with its cache, fetcher and device, on a store that misbehaves on demand."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import TIMEOUT, Engine
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.timeline import Timeline
+from tests.waiting import wait_until
 
 from .caches import Nodes
 from .samples import BOOT, KIB, PATIENCE, TOC_NAME, FakeStore, Layer
@@ -36,20 +35,11 @@ class Rig:
 
     def landed(self) -> bool:
         """Wait until what readers were given has reached the cache; they have it a moment sooner."""
-        until(lambda: not self.fetcher._flights)
+        wait_until(lambda: not self.fetcher._flights)
         return True
 
     def is_right(self, offset: int = 0, length: int = 1 << 40) -> bool:
         return self.read(offset, length) == self.layer.device[offset : offset + length]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that other threads bring about."""
-    end = time.monotonic() + PATIENCE
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end
-        pause.wait(0.002)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from lazyfs.node.crew import Crew, Lane
 from lazyfs.node.touched import PAGE, Touched
 from lazyfs.node.watch import Watch
 from lazyfs.node.windows import MAX_WINDOW, MIN_RUN, Windows
+from tests.waiting import wait_until
 
-from .conftest import Rig, until
+from .conftest import Rig
 from .samples import KIB, PATIENCE, has
 
 Make = Callable[..., Rig]
@@ -43,9 +44,9 @@ def test_demand_overtakes_what_is_only_foreseen(rig: Make) -> None:
     each.store.fault = lambda offset, length: (gate.wait(PATIENCE), None)[1]
     ahead = each.fetcher.ahead(range(50), Lane.PREFETCH)
     assert len(ahead) == 50
-    until(lambda: len(each.store.reads) == 8)
+    wait_until(lambda: len(each.store.reads) == 8)
     wanted = each.device.request(45 * 40 * KIB, 40 * KIB)
-    until(lambda: each.layer.frame_span(45) in each.store.reads)
+    wait_until(lambda: each.layer.frame_span(45) in each.store.reads)
     assert len(each.store.reads) == 9
     gate.set()
     assert wanted.result(PATIENCE) == each.layer.plain(45)
@@ -74,10 +75,10 @@ def test_filling_makes_way(rig: Make) -> None:
     second = each.layer.frame_span(1)[0]
     each.store.between = lambda offset: (gate.wait(PATIENCE), None)[1] if offset == second else None
     filling = each.fetcher.ahead(range(10), Lane.FILL)
-    until(lambda: has(each.cache, 0))
+    wait_until(lambda: has(each.cache, 0))
     assert each.is_right(15 * 40 * KIB, 100)
     gate.set()
-    until(filling[9].done)
+    wait_until(filling[9].done)
     assert filling[9].cancelled()
     each.store.between = lambda offset: None
     assert each.is_right()
@@ -89,7 +90,7 @@ def test_a_reader_who_waits_for_what_is_being_filled_gets_it(rig: Make) -> None:
     gate = threading.Event()
     each.store.fault = lambda offset, length: (gate.wait(PATIENCE), None)[1]
     each.fetcher.ahead(range(10), Lane.FILL)
-    until(lambda: len(each.store.reads) == 1)
+    wait_until(lambda: len(each.store.reads) == 1)
     answer = each.device.request(9 * 40 * KIB, 40 * KIB)
     gate.set()
     assert answer.result(PATIENCE) == each.layer.plain(9)
@@ -168,7 +169,7 @@ def test_a_sequential_reader_is_fetched_for_ahead(rig: Make) -> None:
     step = 128 * KIB
     for offset in range(0, 2 * MIB, step):
         assert each.is_right(offset, step)
-    until(lambda: has(each.cache, 2 * MIB // (256 * KIB) + 3))
+    wait_until(lambda: has(each.cache, 2 * MIB // (256 * KIB) + 3))
     assert each.landed()
     assert each.cache.present_bytes() <= 2 * 2 * MIB + MIB
 

@@ -7,8 +7,9 @@ import pytest
 
 from lazyfs.errors import IntegrityError, LazyfsError, StoreError
 from lazyfs.node.fill import Filler
+from tests.waiting import wait_until
 
-from .conftest import Rig, until
+from .conftest import Rig
 from .samples import KIB, PATIENCE, failing, has
 
 Make = Callable[..., Rig]
@@ -38,7 +39,7 @@ def test_a_layer_is_filled_and_each_byte_comes_once(rig: Make, filler: MakeFille
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
     filling.add(each.fetcher, each.cache)
-    until(done(filling))
+    wait_until(done(filling))
     each.fetcher.wait_kept(PATIENCE)
     assert all(has(each.cache, index) for index in range(100))
     assert each.store.twice() == 0
@@ -55,11 +56,11 @@ def test_what_made_way_is_filled_later(rig: Make, filler: MakeFiller) -> None:
     each.store.between = lambda offset: (gate.wait(PATIENCE), None)[1] if offset == second else None
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
-    until(lambda: has(each.cache, 0))
+    wait_until(lambda: has(each.cache, 0))
     wanted = each.device.request(15 * 40 * KIB, 100)
     gate.set()
     assert wanted.result(PATIENCE) == each.layer.plain(15)[:100]
-    until(done(filling))
+    wait_until(done(filling))
     each.fetcher.wait_kept(PATIENCE)
     assert all(has(each.cache, index) for index in range(20))
 
@@ -78,7 +79,7 @@ def test_nothing_is_filled_while_a_pack_comes(rig: Make, filler: MakeFiller) -> 
     assert asked.wait(PATIENCE)
     assert each.store.reads == []
     coming.clear()
-    until(done(filling))
+    wait_until(done(filling))
     assert each.store.reads
 
 
@@ -86,7 +87,7 @@ def test_nothing_is_dropped_for_it(rig: Make, filler: MakeFiller) -> None:
     each = rig()
     filling = filler(each, lambda _: False)
     filling.add(each.fetcher, each.cache)
-    until(done(filling))
+    wait_until(done(filling))
     assert each.store.reads == []
 
 
@@ -102,7 +103,7 @@ def test_a_store_that_fails_is_asked_again_after_others(rig: Make, filler: MakeF
     each.store.fault = fault
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
-    until(done(filling))
+    wait_until(done(filling))
     each.fetcher.wait_kept(PATIENCE)
     assert all(has(each.cache, index) for index in range(8))
 
@@ -112,7 +113,7 @@ def test_a_damaged_layer_is_given_up(rig: Make, filler: MakeFiller) -> None:
     each.store.fault = failing(IntegrityError("damaged"))
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
-    until(done(filling))
+    wait_until(done(filling))
     each.store.fault = lambda offset, length: None
     assert each.is_right()
 
@@ -123,7 +124,7 @@ def test_closing_does_not_wait_for_a_silent_store(rig: Make, filler: MakeFiller)
     each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
-    until(lambda: bool(each.store.reads))
+    wait_until(lambda: bool(each.store.reads))
     closing = threading.Thread(target=filling.close)
     closing.start()
     closing.join(PATIENCE / 2)
@@ -136,6 +137,6 @@ def test_what_is_filled_is_not_counted_as_fetched_for_a_reader(rig: Make, filler
     assert each.is_right(0, 100)
     filling = filler(each)
     filling.add(each.fetcher, each.cache)
-    until(done(filling))
-    until(lambda: each.timeline.counters()["filled_bytes"] == 9 * 40 * KIB)
+    wait_until(done(filling))
+    wait_until(lambda: each.timeline.counters()["filled_bytes"] == 9 * 40 * KIB)
     assert each.timeline.counters()["fetched_bytes"] == 40 * KIB

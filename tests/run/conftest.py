@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.containers import GROUP, PASSWD, PATIENCE, Node, wait_until
+from tests.run.containers import GROUP, PASSWD, PATIENCE, Node
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)

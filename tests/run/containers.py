@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,6 @@ staff:x:50:app,other
 video:x:44:root,app
 main:x:1001:
 """
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Poll until it holds; fails after `PATIENCE` seconds."""
-    patience = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < patience, f"waited too long for: {what}"
-        time.sleep(0.005)
 
 
 class Node:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.run.process import guarded, no_signals, spawn
-from tests.run.containers import wait_until
+from tests.waiting import wait_until
 
 
 def test_the_guard_waits_for_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

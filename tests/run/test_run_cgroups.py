@@ -12,7 +12,8 @@ from lazyfs.mount.mountinfo import all_mounts, parse_mountinfo
 from lazyfs.mount.syscalls import mount_overlay, unmount
 from lazyfs.run.cgroups import remove_cgroup, survey
 from lazyfs.run.runtime import find_runtime
-from tests.run.containers import Node, wait_until
+from tests.run.containers import Node
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

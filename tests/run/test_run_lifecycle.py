@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lazyfs.run.container import cleanup_stale, stale_containers
-from tests.run.containers import REPOSITORY, Node, wait_until
+from tests.run.containers import REPOSITORY, Node
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

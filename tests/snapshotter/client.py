@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -167,13 +166,6 @@ def perform(mounts: Sequence[mount_pb2.Mount], target: Path) -> Path:
 def code_of(error: grpc.RpcError) -> str:
     name: str = error.code().name
     return name
-
-
-def wait_until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long for: {what}"
-        time.sleep(0.005)
 
 
 def resident_kib(pid: int) -> int:

@@ -16,8 +16,8 @@ from urllib.parse import quote, urlencode
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from tests.engines import docker
+from tests.waiting import wait_until
 
-from .client import wait_until
 from .engine import TIMEOUT, Engine
 
 _HEADER = 8  # of each piece of a container's output

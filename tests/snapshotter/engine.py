@@ -13,8 +13,9 @@ from lazyfs.mount.syscalls import unmount
 from tests.layouts import convert, put_image
 from tests.registry import skopeo
 from tests.trees import DIRECTORY, SYMLINK, Entry, layer_tar
+from tests.waiting import wait_until
 
-from .client import Service, wait_until
+from .client import Service
 
 TIMEOUT = 120.0
 CONFIG = """

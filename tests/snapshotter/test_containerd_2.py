@@ -19,8 +19,9 @@ from tests.engines import containerd_2
 from tests.registry import Registry, needs_registry, run_registry, skopeo
 from tests.s3server import BUCKET, S3Place, free_port
 from tests.stores.conftest import s3, s3_server
+from tests.waiting import wait_until
 
-from .client import Service, wait_until
+from .client import Service
 from .engine import TIMEOUT, Engine, layers, push
 
 pytestmark = needs_registry

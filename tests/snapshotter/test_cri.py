@@ -13,8 +13,9 @@ from tests.layouts import convert, put_image
 from tests.registry import Registry, needs_registry, run_registry, skopeo
 from tests.s3server import free_port
 from tests.trees import Entry, layer_tar
+from tests.waiting import wait_until
 
-from .client import Service, wait_until
+from .client import Service
 from .cri import Cri
 from .engine import CONFIG_OF_IMAGE, Engine, busybox_layer, layers, push, running_engine
 from .test_containerd_2 import running_containerd_2

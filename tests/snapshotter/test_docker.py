@@ -10,8 +10,9 @@ from lazyfs.mount.mountinfo import list_mounts
 from tests.layouts import convert, put_image
 from tests.registry import Registry, needs_registry, run_registry
 from tests.s3server import free_port
+from tests.waiting import wait_until
 
-from .client import Service, wait_until
+from .client import Service
 from .docker import Docker, running_docker
 from .engine import CONFIG_OF_IMAGE, layers, push
 from .test_containerd_2 import Engine2, running_containerd_2

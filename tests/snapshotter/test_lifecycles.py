@@ -17,8 +17,9 @@ from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import LayoutStore, load_image, parse_reference, write_blob
 from tests.daemon.processes import daemons, end, kill
 from tests.registry import Registry, needs_registry, run_registry, skopeo
+from tests.waiting import wait_until
 
-from .client import Service, wait_until
+from .client import Service
 from .conftest import Show
 from .engine import CONFIG_OF_IMAGE, Engine, busybox_layer, layers, push, running_engine, shown
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from lazyfs.daemon.client import DaemonClient
 from lazyfs.mount.mountinfo import all_mounts
 from tests.registry import needs_registry
+from tests.waiting import wait_until
 
-from .client import Service, descriptors_of, resident_kib, threads_of, wait_until
+from .client import Service, descriptors_of, resident_kib, threads_of
 from .engine import Engine
 from .test_lifecycles import gone
 
