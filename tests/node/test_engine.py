@@ -61,7 +61,7 @@ def test_what_overtakes_and_fails_is_an_error_at_once(rig: Make) -> None:
     wanted = each.layer.frame_span(45)[0]
     each.store.fault = lambda offset, length: None if offset == wanted else (gate.wait(PATIENCE), None)[1]
     each.fetcher.ahead(range(50), Lane.PREFETCH)
-    until(lambda: len(each.store.reads) == 8)
+    wait_until(lambda: len(each.store.reads) == 8)
     answer = each.device.request(45 * 40 * KIB, 40 * KIB)
     try:
         assert isinstance(answer.exception(PATIENCE), IntegrityError)
