@@ -94,32 +94,26 @@ def prune(
         )
 
 
-@cache.command(short_help="Say that an image must stay.")
-@reference_argument
-@root_option
-@click.pass_context
-def pin(context: click.Context, reference: str, root: Path | None) -> None:
-    """Let nothing of an image be dropped. The image must have been opened on this node.
+def _pinning(name: str, pinned: bool, summary: str, words: str) -> None:
+    """The command that says, or takes back, that an image must stay."""
+    text = f"{words}\n\n\b\nExample:\n  lazyfs cache {name} docker://registry/app:1"
 
-    \b
-    Example:
-      lazyfs cache pin docker://registry/app:1
-    """
-    _ask(node_paths(context, root), "POST /v1/cache/pin", {"pinned": True, **_named(reference)})
+    @cache.command(name, short_help=summary, help=text)
+    @reference_argument
+    @root_option
+    @click.pass_context
+    def command(context: click.Context, reference: str, root: Path | None) -> None:
+        body = {"pinned": pinned, **_named(reference)}
+        _ask(node_paths(context, root), "POST /v1/cache/pin", body)
 
 
-@cache.command(short_help="Undo `pin`.")
-@reference_argument
-@root_option
-@click.pass_context
-def unpin(context: click.Context, reference: str, root: Path | None) -> None:
-    """Let an image be dropped like any other.
-
-    \b
-    Example:
-      lazyfs cache unpin docker://registry/app:1
-    """
-    _ask(node_paths(context, root), "POST /v1/cache/pin", {"pinned": False, **_named(reference)})
+_pinning(
+    "pin",
+    True,
+    "Say that an image must stay.",
+    "Let nothing of an image be dropped. The image must have been opened on this node.",
+)
+_pinning("unpin", False, "Undo `pin`.", "Let an image be dropped like any other.")
 
 
 @cache.command(short_help="Compare what is on the disks with its digests.")
