@@ -77,6 +77,11 @@ class NodePaths:
         return self.root / "fuse"
 
     @property
+    def ladder(self) -> Path:
+        """Which ways to mount images were found to work since this boot; see `mount.ladder`."""
+        return self.root / "ladder.json"
+
+    @property
     def images(self) -> Path:
         """One EROFS mount point per mounted image."""
         return self.root / "m"
@@ -135,7 +140,7 @@ class NodePaths:
         return self.root / "mounts"
 
 
-SECTIONS = ("cache", "fetch", "stores", "snapshots")
+SECTIONS = ("cache", "fetch", "mount", "stores", "snapshots")
 MAX_SETTINGS = 1 << 20
 
 

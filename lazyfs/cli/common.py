@@ -11,6 +11,7 @@ import click
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError
+from lazyfs.mount.ladder import MODES
 
 if TYPE_CHECKING:
     from lazyfs.daemon.client import DaemonClient
@@ -48,6 +49,15 @@ def choose_cache(client: "DaemonClient", cache_limit: str | None, paranoid: bool
     """Tell the daemon what `cache_options` say, if anything."""
     if cache_limit is not None or paranoid:
         client.ask("POST /v1/cache/settings", {"limit": cache_limit, "paranoid": paranoid or None})
+
+
+def mount_mode_option(command: Command) -> Command:
+    return click.option(
+        "--mount-mode",
+        type=click.Choice(MODES),
+        help="How the image is shown: EROFS on files, EROFS on a loop device, or FUSE alone. Default: the node's "
+        "settings, else the best that works here (see lazyfs doctor).",
+    )(command)
 
 
 def reference_argument(command: Command) -> Command:

@@ -12,11 +12,14 @@ from typing import Any
 from lazyfs.cli.leftovers import find_leftovers
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
-from lazyfs.errors import NotFoundError
+from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.keeper.client import KeeperClient
+from lazyfs.mount import ladder
+from lazyfs.mount.probe import probe
 
-MIN_KERNEL = (6, 12)
 MIN_FREE = 1 << 30
+REPEATING_KERNEL = (6, 9)
+"""Where FUSE_NOTIFY_RESEND begins, see `mount.connection.ask_again`."""
 RUNTIMES = ("crun", "runc")
 
 
@@ -36,9 +39,8 @@ class Finding:
 def diagnose(paths: NodePaths) -> list[Finding]:
     looks: list[Callable[[], Finding]] = [
         _root_rights,
-        _kernel,
         _fuse,
-        lambda: _file_system("erofs", "modprobe erofs (CONFIG_EROFS_FS)"),
+        lambda: _mount_mode(paths),
         lambda: _file_system("overlay", "modprobe overlay (CONFIG_OVERLAY_FS)"),
         _packages,
         _runtime,
@@ -58,21 +60,36 @@ def _root_rights() -> Finding:
     )
 
 
-def _kernel() -> Finding:
-    release = os.uname().release
-    match = re.match(r"(\d+)\.(\d+)", release)
-    version = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Finding(
-        "kernel",
-        version >= MIN_KERNEL,
-        release,
-        "EROFS on a file needs Linux 6.12 or newer: upgrade the kernel",
-    )
-
-
 def _fuse() -> Finding:
     there = Path("/dev/fuse").exists()
-    return Finding("fuse", there, "/dev/fuse is there" if there else "no /dev/fuse", "modprobe fuse")
+    found = "/dev/fuse is there" if there else "no /dev/fuse"
+    version = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    if there and version < REPEATING_KERNEL:
+        found += "; before Linux 6.9 readers that a killed daemon was serving wait until the node is aborted"
+    return Finding("fuse", there, found, "modprobe fuse")
+
+
+def _mount_mode(paths: NodePaths) -> Finding:
+    """What images are shown by here, and what is wrong with the ways that would be better."""
+    remedy = "run it as root; `modprobe fuse erofs loop` loads what is not loaded yet"
+    try:
+        preferred = ladder.preferred_mode(paths)
+        rungs = probe(_existing(paths.root))
+    except LazyfsError as error:
+        return Finding("mount mode", False, str(error), error.hint or remedy)
+    release = f"Linux {os.uname().release}"
+    for at, rung in enumerate(rungs):
+        if rung.mode == preferred or (rung.works and preferred == ladder.AUTO):
+            said = [release]
+            if preferred == ladder.AUTO:
+                said += [f"not {better.mode}: {better.reason}" for better in rungs[:at]]
+            else:
+                said += [f"{paths.settings} says so"]
+            return Finding(
+                "mount mode", rung.works, f"{rung.mode}: {rung.reason} ({'; '.join(said)})", remedy
+            )
+    reasons = "; ".join(f"{each.mode}: {each.reason}" for each in rungs)
+    return Finding("mount mode", False, f"none ({release}; {reasons})", remedy)
 
 
 def _file_system(name: str, remedy: str) -> Finding:
@@ -101,7 +118,7 @@ def _runtime() -> Finding:
 
 
 def _space(paths: NodePaths) -> Finding:
-    existing = next(path for path in (paths.root, *paths.root.parents) if path.exists())
+    existing = _existing(paths.root)
     free = shutil.disk_usage(existing).free
     return Finding(
         "space",
@@ -128,3 +145,7 @@ def _leftovers(paths: NodePaths) -> Finding:
     return Finding(
         "leftovers", not left, "; ".join(left) or "nothing is left behind", "lazyfs doctor --repair"
     )
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -8,6 +8,7 @@ from lazyfs.cli.common import (
     cache_options,
     choose_cache,
     fill_option,
+    mount_mode_option,
     node_paths,
     reference_argument,
     root_option,
@@ -24,6 +25,7 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
 )
 @fill_option
 @cache_options
+@mount_mode_option
 @root_option
 @click.pass_context
 def mount(
@@ -34,6 +36,7 @@ def mount(
     no_fill: bool,
     cache_limit: str | None,
     paranoid: bool,
+    mount_mode: str | None,
     root: Path | None,
 ) -> None:
     """Show an image's file system at DIR; its bytes come when they are read.
@@ -56,7 +59,7 @@ def mount(
     remove_leftovers(paths)
     with daemon_in_use(paths) as client:
         choose_cache(client, cache_limit, paranoid)
-        image = client.open_image(reference, fill=not no_fill)
+        image = client.open_image(reference, fill=not no_fill, mode=mount_mode or "")
         if rw:
             mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")
         else:

@@ -14,6 +14,7 @@ from lazyfs.cli.common import (
     cache_options,
     choose_cache,
     fill_option,
+    mount_mode_option,
     node_paths,
     reference_argument,
     root_option,
@@ -62,6 +63,7 @@ OWN_FAILURE = 125
 @click.option("--rm", is_flag=True, help="For those used to it: nothing is ever left behind.")
 @fill_option
 @cache_options
+@mount_mode_option
 @root_option
 @click.pass_context
 def run(
@@ -77,6 +79,7 @@ def run(
     no_fill: bool,
     cache_limit: str | None,
     paranoid: bool,
+    mount_mode: str | None,
     root: Path | None,
     **words: Any,
 ) -> None:
@@ -100,7 +103,13 @@ def run(
     try:
         options = parse_options(args, env=env, env_files=env_file, volumes=volume, **words)
         code = _run(
-            node_paths(context, root), reference, options, timeline, not no_fill, (cache_limit, paranoid)
+            node_paths(context, root),
+            reference,
+            options,
+            timeline,
+            not no_fill,
+            (cache_limit, paranoid),
+            mount_mode,
         )
     except LazyfsError as error:
         if context.obj.debug:
@@ -137,6 +146,7 @@ def _run(
     timeline: Path | None,
     fill: bool,
     cache: tuple[str | None, bool],
+    mount_mode: str | None,
 ) -> int:
     from lazyfs.daemon.client import daemon_in_use
 
@@ -144,7 +154,9 @@ def _run(
     with interruptible() as interrupts, ExitStack() as undo:
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
-            image = client.open_image(reference, meanwhile=partial(_make_room, paths), fill=fill)
+            image = client.open_image(
+                reference, meanwhile=partial(_make_room, paths), fill=fill, mode=mount_mode or ""
+            )
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))
         interrupts.release()

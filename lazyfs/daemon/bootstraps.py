@@ -24,12 +24,17 @@ class Bootstraps:
         remove_torn(self._directory)
         _remove_others(directory, self._directory.name)
 
+    @property
+    def directory(self) -> Path:
+        """Where what is made of an image lies as long as this boot lasts, under names that begin with its key."""
+        return self._directory
+
     def path(self, key: str) -> Path:
         return self._directory / key
 
     def make(self, layers: Sequence[Layer]) -> str:
         """The key of the image of these layers, whose bootstrap is there then."""
-        key = _image_key(layers)
+        key = image_key(layers)
         path = self.path(key)
         with self._being_made.of(key):
             if not path.exists():
@@ -38,7 +43,7 @@ class Bootstraps:
         return key
 
 
-def _image_key(layers: Sequence[Layer]) -> str:
+def image_key(layers: Sequence[Layer]) -> str:
     """Names the merged tree: equal TOCs in equal order, laid out by the same code, give the same bootstrap."""
     text = f"{bootstrap.VERSION} " + " ".join(layer.toc_digest for layer in layers)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

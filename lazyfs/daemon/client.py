@@ -21,6 +21,7 @@ from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError, from_dict
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
 from lazyfs.keeper.link import short_path
+from lazyfs.mount.ladder import choose_mode
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
@@ -53,12 +54,16 @@ class DaemonClient:
         meanwhile: Callable[[], None] = lambda: None,
         *,
         fill: bool = True,
+        mode: str = "",
     ) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory.
 
-        `meanwhile` is called once while the daemon is at work.
+        `meanwhile` is called once while the daemon is at work. `mode` is one of `mount.ladder.MODES`; without one
+        what the node's settings say.
         """
-        options: dict[str, Any] = {} if fill else {"fill": False}
+        options: dict[str, Any] = {"mode": choose_mode(self._paths, mode)}
+        if not fill:
+            options["fill"] = False
         if lowest is not None:
             options["lowest"] = lowest
         return self._ask_for("/v1/images", reference, options, meanwhile)

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.daemon.bootstraps import Bootstraps
+from lazyfs.daemon.bootstraps import Bootstraps, image_key
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
 from lazyfs.daemon.image_finder import Found, ImageFinder
 from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
+from lazyfs.daemon.views import Views
 from lazyfs.errors import IntegrityError, NotFoundError, UsageError
+from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
@@ -65,6 +67,7 @@ class Node:
         of the devices: what an earlier daemon showed there is shown again."""
         self._paths = paths
         self._table = table
+        self._put_pages = put_pages
         self._noting = threading.Lock()
         self._images: dict[str, dict[str, Any]] = {}
         self._launched: dict[str, Launch] = {}
@@ -75,7 +78,7 @@ class Node:
         self._engine = Engine(self.timeline, timeout=fetching.timeout, memory=fetching.memory)
         options = replace(fetching.store_options(), learned_file=paths.credentials)
         self.stores = OpenStores(NodeStores.read(paths), options)
-        self.launches = Launches(paths.packs, self.timeline, put_pages)
+        self.launches = Launches(paths.packs, self.timeline)
         paths.packs.mkdir(parents=True, exist_ok=True)
         remove_torn(paths.packs)
         self._bootstraps = Bootstraps(paths.bootstraps, boot)
@@ -94,29 +97,40 @@ class Node:
         self._layers = Layers(paths.tocs, table, self.cache, self._engine, self.stores, self._state)
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
         self._inherited = self._layers.restore() if connection else frozenset[int]()
+        self._views = Views(self._bootstraps.directory, table)
         if connection:
+            self._views.restore({layer.toc_digest: layer for layer in self._layers.all()})
             for name, answer in self._state.images().items():
                 if set(answer["layers"]) <= self._inherited:
                     self._images[name] = answer
 
     def open_image(
-        self, reference_text: str, directory: Path, lowest: int | None = None, *, fill: bool = True
+        self,
+        reference_text: str,
+        directory: Path,
+        lowest: int | None = None,
+        *,
+        fill: bool = True,
+        mode: str = ladder.FILE,
     ) -> dict[str, Any]:
-        """Make an image ready to be mounted: its devices shown, its bootstrap written.
+        """Make an image ready to be mounted in this mode: its devices shown, its bootstrap written.
 
         A relative path in the reference counts from `directory`. With `lowest` it is the image of so many of its
         layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
-        `reference`. With `fill` what nobody reads is fetched as well, while nothing else is to be done.
+        `reference`, `mode`, and `view`, the path of what a mount of another mode than "file" is made of. With `fill`
+        what nobody reads is fetched as well, while nothing else is to be done.
         """
         with self._finder.find(reference_text, directory) as found:
             image = found.image
             if lowest is not None and not 1 <= lowest <= len(image.layers):
                 raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
             layers = self._layers.open(found.store, found.reference, found.documents, image.layers[:lowest])
-            key = self._bootstraps.make(layers)
-            self._launch(found, layers, key)
+            key = self._bootstraps.make(layers) if mode == ladder.FILE else image_key(layers)
+            view = self._views.show(mode, key, layers)
+            self._launch(found, layers, key, mode)
         answer = self._describe(found.reference, image, layers, key)
+        answer |= {"mode": mode, "view": str(self._paths.fuse / view) if view else ""}
         launch = self.launches.of(image.descriptor.digest)
         if launch is not None:
             with self._noting:
@@ -151,7 +165,7 @@ class Node:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
             layers = self._layers.open(found.store, found.reference, found.documents, converted)
-            self._launch(found, layers, "")
+            self._launch(found, layers, "", ladder.FILE)
         if layers:
             self._engine.crew.submit(Lane.PREFETCH, partial(self._bootstraps.make, layers))
         tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
@@ -207,13 +221,14 @@ class Node:
         self.launches.forget({answer["digest"] for answer in images})
         kept = self._inherited.union(*(answer["layers"] for answer in images))
         gone = [layer for layer in self._layers.all() if layer.inode not in kept and not layer.cache.held]
+        self._views.forget({layer.toc_digest for layer in gone})
         for layer in gone:
             if self._filler is not None:
                 self._filler.forget(layer.fetcher)
             self._layers.let_go(layer)
         return {"layers": len(gone)}
 
-    def _launch(self, found: Found, layers: list[Layer], key: str) -> None:
+    def _launch(self, found: Found, layers: list[Layer], key: str, mode: str) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
         launch = found.launch
         if launch is None:
@@ -224,19 +239,23 @@ class Node:
             return
         for number, layer in enumerate(layers):
             layer.device.expect(launch, number)
-        launch.bind(
-            [
-                LaunchLayer(layer.inode, layer.cache, partial(self._table.wait_opened, layer.inode))
-                for layer in layers
-            ]
-        )
+        launch.bind([self._launch_layer(layer, number, key, mode) for number, layer in enumerate(layers)])
+
+    def _launch_layer(self, layer: Layer, number: int, key: str, mode: str) -> LaunchLayer:
+        """Pages go where the kernel reads them: into the device, or the file that joins all of them."""
+        inode, put = layer.inode, self._put_pages
+        if mode == ladder.LOOP:
+            inode, put = self._views.pages_of(key, number, put)
+        opened = partial(self._table.wait_opened, inode)
+        return LaunchLayer(inode, layer.cache, opened, put if mode != ladder.TREE else None)
 
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
         layer = self._layers.numbered(inode)
-        self.timeline.read(layer.blob if layer is not None else "", offset, size, waited)
-        if layer is not None:
-            layer.touched.mark(offset, offset + size)
+        parts = [(layer, offset, size)] if layer is not None else self._views.origins(inode, offset, size)
+        for of, start, length in parts:
+            self.timeline.read(of.blob, start, length, waited)
+            of.touched.mark(start, start + length)
 
     def recorded(self, since: float) -> dict[str, Any]:
         """The timeline after `since` (`time.monotonic`), JSON-able."""
@@ -271,6 +290,7 @@ class Node:
             self._filler.close()
         self._engine.close()
         self.cache.close()
+        self._views.close()
         self.stores.close()
         self._state.close()
 

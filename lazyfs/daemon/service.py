@@ -24,6 +24,7 @@ from lazyfs.daemon.node import Node
 from lazyfs.errors import BusyError, NodeError, UsageError
 from lazyfs.keeper import link
 from lazyfs.keeper.link import Possessions
+from lazyfs.mount import ladder
 from lazyfs.mount.attach import serve
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.fuse import store_pages
@@ -107,6 +108,7 @@ class _Service:
                 Path(_argument(body, "directory", str)),
                 _argument(body, "lowest", int) if "lowest" in body else None,
                 fill=body.get("fill") is not False,
+                mode=_argument(body, "mode", str) if "mode" in body else ladder.FILE,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))

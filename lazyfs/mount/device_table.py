@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lazyfs.errors import BusyError, NotFoundError, UsageError
+from lazyfs.mount.image_files import ImageFiles, view_of
 
 if TYPE_CHECKING:
     from lazyfs.node.device import RandomAccess
@@ -47,6 +48,7 @@ class DeviceTable:
         self._opens: dict[int, int] = {}
         self._is_open: dict[int, threading.Event] = {}
         self._bound: dict[int, tuple[bytes, int]] = {}
+        self._trees: dict[int, tuple[bytes, Callable[[], ImageFiles]]] = {}
         self._watchers: list[Callable[[Device], None]] = []
 
     def add(self, inode: int, name: str, content: "RandomAccess") -> None:
@@ -69,6 +71,22 @@ class DeviceTable:
             self._by_name[raw] = device
             self._by_inode[inode] = device
 
+    def add_tree(self, base: int, name: str, files: Callable[[], ImageFiles]) -> None:
+        """Show an image's files below directory ``name``; ``files`` is called for each request, maybe for the
+        first one only by who takes over. The numbers are ``base`` (see `view_base`) and what follows it.
+
+        Raises `UsageError` if these are another image's.
+        """
+        raw = name.encode()
+        with self._lock:
+            if self._trees.setdefault(base, (raw, files))[0] != raw:
+                raise UsageError(f"image {name}: its inode numbers are those of another one")
+
+    def remove_tree(self, base: int) -> None:
+        """Show the image no more. Its numbers stay its own: they come of what it holds."""
+        with self._lock:
+            self._trees.pop(base, None)
+
     def remove(self, name: str) -> None:
         """Take ``name`` out of the directory. Raises `NotFoundError` if it is not there."""
         with self._lock:
@@ -90,8 +108,23 @@ class DeviceTable:
         return self._by_name.get(name)
 
     def numbered(self, inode: int) -> Device | None:
-        """The device of this number: shown in the directory, or removed and still open."""
-        return self._by_inode.get(inode)
+        """The device of this number: shown in the directory, or removed and still open; or a file of a tree."""
+        device = self._by_inode.get(inode)
+        tree = self.tree(inode) if device is None else None
+        if tree is None:
+            return device
+        try:
+            return Device(inode, b"file %d of an image" % (inode - tree.root), tree.content(inode))
+        except KeyError:
+            return None
+
+    def tree(self, inode: int) -> ImageFiles | None:
+        """The image that has a file or directory of this number."""
+        found = self._trees.get(view_of(inode))
+        return found[1]() if found is not None and inode not in self._by_inode else None
+
+    def tree_named(self, name: bytes) -> ImageFiles | None:
+        return next((files() for known, files in list(self._trees.values()) if known == name), None)
 
     def listing(self) -> list[Device]:
         """All devices in the directory, by inode number."""
@@ -100,6 +133,8 @@ class DeviceTable:
 
     def opened(self, inode: int) -> Device | None:
         """Count one more open of the device; None if it is not in the directory."""
+        if self.tree(inode) is not None:  # its files stay; nobody has to know who has them open
+            return self.numbered(inode)
         with self._lock:
             device = self._by_inode.get(inode)
             if device is None or self._by_name.get(device.name) is not device:
@@ -116,6 +151,8 @@ class DeviceTable:
 
     def released(self, inode: int) -> None:
         """Count one open less; a removed device goes with its last one."""
+        if view_of(inode) in self._trees and inode not in self._by_inode:
+            return
         with self._lock:
             opens = self._opens.get(inode, 0) - 1
             if opens > 0:

@@ -1,4 +1,7 @@
-"""The FUSE front: one flat, read-only directory of device files, for the kernel's EROFS to read.
+"""The FUSE front: one read-only directory of device files, for the kernel's EROFS to read, and of image trees.
+
+A tree is for a kernel without an EROFS that could be used: there every call that is not answered from what the
+kernel remembers comes here.
 
 This is the adapter between pyfuse3 and `DeviceTable`, and the only trio code of a node together
 with `attach`. A read is answered from the local cache inline (`peek`: a pread, no waiting); what is
@@ -28,13 +31,12 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.mount import tree_files
 from lazyfs.mount.device_table import ROOT_INODE, Device, DeviceTable
+from lazyfs.mount.tree_files import FOR_EVER
 from lazyfs.node.device import AskForLessError
 
 log = logging.getLogger(__name__)
-
-# Seconds. Not infinite, only because the kernel counts it in jiffies.
-FOR_EVER = 1e9
 
 # (inode, offset, size, waited): called in the loop after each answered read, so it must be quick.
 ReadObserver = Callable[[int, int, int, bool], None]
@@ -42,6 +44,9 @@ ReadObserver = Callable[[int, int, int, bool], None]
 
 class DeviceFiles(pyfuse3.Operations):
     """The devices of a table as files: mode 0400 in a directory of mode 0500, all root's."""
+
+    # The kernel keeps to the access control lists of image trees.
+    enable_acl = True
 
     def __init__(self, table: DeviceTable, observer: ReadObserver | None = None) -> None:
         super().__init__()
@@ -58,10 +63,16 @@ class DeviceFiles(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        tree = self._table.tree(parent_inode)
+        if tree is not None:
+            return tree_files.lookup(tree, parent_inode, name)
         if name in (b".", b".."):
             return _directory_attributes()
         device = self._table.named(name)
         if device is None:
+            tree = self._table.tree_named(name)
+            if tree is not None:
+                return tree_files.entry(tree.attributes(tree.root))
             # ENOENT, not an entry with inode 0: the kernel would keep that, and a device added
             # later would not be seen.
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -73,23 +84,49 @@ class DeviceFiles(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         if inode == ROOT_INODE:
             return _directory_attributes()
+        tree = self._table.tree(inode)
+        if tree is not None:
+            with tree_files.stale_numbers():
+                return tree_files.entry(tree.attributes(inode))
         device = self._table.numbered(inode)
         if device is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
         return _device_attributes(device)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return ROOT_INODE
+        return inode
 
     async def releasedir(self, fh: int) -> None:
         pass
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        tree = self._table.tree(fh)
+        if tree is not None:
+            tree_files.list_directory(tree, fh, start_id, token)
+            return
         for device in self._table.listing():
             if device.inode > start_id and not pyfuse3.readdir_reply(
                 token, device.name, _device_attributes(device), device.inode
             ):
                 break
+
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        tree = self._table.tree(inode)
+        with tree_files.stale_numbers():
+            if tree is None:
+                raise KeyError(inode)
+            return tree.target(inode)
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        tree = self._table.tree(inode)
+        if tree is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return tree_files.xattr(tree, inode, name)
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        tree = self._table.tree(inode)
+        with tree_files.stale_numbers():
+            return [name for name, _ in tree.xattrs(inode)] if tree is not None else []
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:

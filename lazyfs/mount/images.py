@@ -1,6 +1,6 @@
 """Mounting images where people and containers want them, and unmounting what nobody uses any more.
 
-    <root>/m/<key>-<n>   the image's EROFS mount, one however many use it
+    <root>/m/<key>-<n>   the image's own mount, one however many use it; <key>-loop<n>, <key>-tree<n> in those modes
     target               that tree again (a bind mount), or an overlay with the tree as its only lower directory
 
 `n` is the minor device number of the devices' FUSE mount: an image mount whose daemon was killed is dead for ever,
@@ -21,9 +21,11 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
+from lazyfs.mount import ladder
+from lazyfs.mount.loop import mount_erofs_on_loop
 from lazyfs.mount.mountinfo import MountEntry, all_mounts, list_mounts, mount_at
-from lazyfs.mount.read_ahead import restore_read_ahead, without_read_ahead
-from lazyfs.mount.syscalls import bind, mount_erofs, mount_overlay, unmount
+from lazyfs.mount.read_ahead import restore_read_ahead, switch_off_read_ahead, without_read_ahead
+from lazyfs.mount.syscalls import bind, bind_image, mount_erofs, mount_overlay, unmount
 
 
 def mount_view(paths: NodePaths, image: Mapping[str, Any], target: Path) -> None:
@@ -112,7 +114,9 @@ def is_shown(paths: NodePaths, target: Path) -> bool:
     if shown is None or devices is None:
         return False
     image = _image_of(paths, shown, entries)
-    return image is not None and image.name.rpartition("-")[2] == devices.device.partition(":")[2]
+    if image is None:
+        return False
+    return re.fullmatch(r".*-\D*" + devices.device.partition(":")[2], image.name) is not None
 
 
 def check_target(target: Path) -> None:
@@ -132,18 +136,16 @@ def check_target(target: Path) -> None:
 
 
 def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
-    """The image's own EROFS mount, made if it is not there."""
+    """The image's own mount, made if it is not there."""
     devices = mount_at(paths.fuse)
     if devices is None:
         raise NodeError(f"the daemon of {paths.root} has ended", hint="try again: that starts a new one")
-    directory = paths.images / f"{image['key']}-{devices.device.partition(':')[2]}"
+    mode = "" if image["mode"] == ladder.FILE else image["mode"]
+    directory = paths.images / f"{image['key']}-{mode}{devices.device.partition(':')[2]}"
     if mount_at(directory) is None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with without_read_ahead(directory) if image.get("launch") else nullcontext():
-                mount_erofs(
-                    Path(image["bootstrap"]), [Path(device) for device in image["devices"]], directory
-                )
+            _mount_image(image, directory)
         except OSError as error:
             raise NodeError(f"{directory}: {error.strerror}") from error
         except BaseException:
@@ -151,6 +153,22 @@ def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
                 directory.rmdir()
             raise
     return directory
+
+
+def _mount_image(image: Mapping[str, Any], directory: Path) -> None:
+    """As its mode says (see `ladder`)."""
+    launch = image.get("launch", False)
+    match image["mode"]:
+        case ladder.LOOP:
+            mount_erofs_on_loop(Path(image["view"]), directory)
+            if launch:
+                switch_off_read_ahead(directory)
+        case ladder.TREE:
+            bind_image(Path(image["view"]), directory)
+        case _:
+            devices = [Path(device) for device in image["devices"]]
+            with without_read_ahead(directory) if launch else nullcontext():
+                mount_erofs(Path(image["bootstrap"]), devices, directory)
 
 
 def _release_unused(paths: NodePaths) -> None:
@@ -170,9 +188,12 @@ def _image_of(paths: NodePaths, entry: MountEntry, entries: list[MountEntry]) ->
     if entry.kind == "overlay":
         lower = Path(_option(entry, "lowerdir") or "")
         return lower if lower.parent == paths.images else None
-    if entry.kind == "erofs":
+    if entry.kind in ("erofs", "fuse.lazyfs"):
         for image in entries:
-            if image.device == entry.device and image.target.parent == paths.images:
+            if (image.device, image.root) == (
+                entry.device,
+                entry.root,
+            ) and image.target.parent == paths.images:
                 return image.target
     return None
 

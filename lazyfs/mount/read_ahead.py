@@ -43,11 +43,15 @@ def without_read_ahead(target: Path) -> Iterator[None]:
     yield
     new = _names() - before
     name = new.pop() if len(new) == 1 else ""
-    if name and _write(name, 0):
-        try:
-            _note(target).write_text(name)
-        except OSError as error:
-            log.warning("%s: %s", _note(target), error.strerror)
+    if name:
+        _switch_off(target, name)
+
+
+def switch_off_read_ahead(target: Path) -> None:
+    """`without_read_ahead` for a mount of a block device, whose settings have its number."""
+    entry = mount_at(target)
+    if entry is not None:
+        _switch_off(target, entry.device)
 
 
 def without_any(directory: Path) -> list[str]:
@@ -56,14 +60,23 @@ def without_any(directory: Path) -> list[str]:
 
 
 def restore_read_ahead(target: Path) -> None:
-    """Undo `without_read_ahead`. Needs root."""
+    """Undo `without_read_ahead`, or `switch_off_read_ahead`. Needs root."""
     try:
         name = _note(target).read_text()
         _note(target).unlink()
     except OSError:
         return
-    if name in _names():
+    if (_BDI / name).exists():
         _write(name, DEFAULT_KIB)
+
+
+def _switch_off(target: Path, name: str) -> None:
+    if not _write(name, 0):
+        return
+    try:
+        _note(target).write_text(name)
+    except OSError as error:
+        log.warning("%s: %s", _note(target), error.strerror)
 
 
 def _note(target: Path) -> Path:

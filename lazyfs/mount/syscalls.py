@@ -24,6 +24,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -65,20 +66,31 @@ def mount_erofs(bootstrap: Path, devices: Sequence[Path], target: Path) -> None:
     file capabilities and device nodes work in a container all the same.
     """
     with _NewMount("erofs", f"image {bootstrap} on {target}") as context:
-        context.set_path("source", bootstrap)
-        for device in devices:
-            context.set_path("device", device)
-        context.set_flag("ro")
-        try:
-            context.create()
-        except OSError as error:
-            if _lacks_file_backed_erofs(bootstrap, error.errno):
-                raise UnsupportedError(
-                    f"this kernel ({os.uname().release}) cannot mount EROFS from a file",
-                    hint="Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE can; see lazyfs doctor",
-                ) from error
-            raise
+        _configure_erofs(context, bootstrap, devices)
         context.attach(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def open_erofs(bootstrap: Path, devices: Sequence[Path]) -> int:
+    """`mount_erofs` nowhere: a descriptor of its root directory, with which it goes."""
+    with _NewMount("erofs", f"image {bootstrap}") as context:
+        _configure_erofs(context, bootstrap, devices)
+        return context.mount(MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _configure_erofs(context: "_NewMount", bootstrap: Path, devices: Sequence[Path]) -> None:
+    context.set_path("source", bootstrap)
+    for device in devices:
+        context.set_path("device", device)
+    context.set_flag("ro")
+    try:
+        context.create()
+    except OSError as error:
+        if _lacks_file_backed_erofs(bootstrap, error.errno):
+            raise UnsupportedError(
+                f"this kernel ({os.uname().release}) cannot mount EROFS from a file",
+                hint="Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE can; see lazyfs doctor",
+            ) from error
+        raise
 
 
 def mount_overlay(
@@ -113,6 +125,17 @@ def mount_overlay(
 def bind(source: Path, target: Path) -> None:
     """Show the tree at ``source`` (without mounts below it) at ``target`` as well."""
     mount(source, target, None, MS_BIND, b"", what=f"{source} on {target}")
+
+
+def bind_image(source: Path, target: Path) -> None:
+    """Show the tree at ``source`` at ``target`` as `mount_erofs` shows an image: read-only, nosuid, nodev, no more."""
+    bind(source, target)
+    flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV
+    try:
+        mount(None, target, None, flags, b"", what=f"{source} on {target}")
+    except LazyfsError:
+        unmount(target, detach=True)
+        raise
 
 
 def make_private(target: Path) -> None:
@@ -188,9 +211,12 @@ class _NewMount:
     def create(self) -> None:
         _syscall(_SYS_FSCONFIG, self._context, _FSCONFIG_CMD_CREATE, None, None, 0)
 
+    def mount(self, attributes: int) -> int:
+        """The mount, attached nowhere yet. The first four attributes are numbered like the flags of mount(2)."""
+        return _syscall(_SYS_FSMOUNT, self._context, _CLOEXEC, attributes)
+
     def attach(self, target: Path, attributes: int) -> None:
-        # The first four attributes are numbered like the flags of mount(2).
-        mounted = self._own(_syscall(_SYS_FSMOUNT, self._context, _CLOEXEC, attributes))
+        mounted = self._own(self.mount(attributes))
         _syscall(_SYS_MOVE_MOUNT, mounted, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
 
     def _own(self, descriptor: int) -> int:

@@ -58,12 +58,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class LaunchLayer:
-    """A layer of the image that is launched; `opened` waits until the kernel has opened the device."""
+    """A layer of the image that is launched; `opened` waits until the kernel has opened file `inode`.
+
+    `put_pages` gives it pages of the device; None where it reads files that it does not know before they are used.
+    """
 
     inode: int
     cache: LayerCache
     opened: Callable[[float], bool]
     """Waits so many seconds."""
+    put_pages: PutPages | None
 
 
 @dataclass(slots=True)
@@ -91,9 +95,7 @@ class Progress:
 class Launch:
     """One pack on its way. `head` gives its index and documents; then `bind` it to the layers."""
 
-    def __init__(
-        self, store: Store, location: PackLocation, kept: Path, timeline: Timeline, put_pages: PutPages
-    ) -> None:
+    def __init__(self, store: Store, location: PackLocation, kept: Path, timeline: Timeline) -> None:
         """Starts at once. `kept` is where the index is, or shall be, on this machine."""
         self.location = location
         self.progress = Progress()
@@ -102,7 +104,6 @@ class Launch:
         self._store = store
         self._kept = kept
         self._timeline = timeline
-        self._put_pages = put_pages
         self._bound: Future[Sequence[LaunchLayer]] = Future()
         self._stream = PackStream(store, location)
         self._lock = threading.Lock()
@@ -311,13 +312,16 @@ class Launch:
 
     def _give(self, layer: LaunchLayer, start: int, end: int) -> bool:
         """False when the kernel has no use for pages of this image: nobody has mounted it."""
+        put_pages = layer.put_pages
+        if put_pages is None:
+            return False
         for low in range(start, end, MAX_STORE):
             high = min(low + MAX_STORE, end)
             data = layer.cache.read(low, high - low)
             if data is None:  # the disk did not take it
                 continue
-            if not self._put_pages(layer.inode, low, data) and not (
-                self._wait_until_opened(layer) and self._put_pages(layer.inode, low, data)
+            if not put_pages(layer.inode, low, data) and not (
+                self._wait_until_opened(layer) and put_pages(layer.inode, low, data)
             ):
                 return False
             self.progress.page_bytes += len(data)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lazyfs.formats.oci import (
 )
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import AskForLessError, RandomAccess
-from lazyfs.node.launch import Launch, PutPages
+from lazyfs.node.launch import Launch
 from lazyfs.node.pack_places import PAGE
 from lazyfs.node.timeline import Timeline
 from lazyfs.stores.base import Store
@@ -83,11 +83,10 @@ def documents_of(launch: Launch | None) -> Mapping[str, bytes]:
 class Launches:
     """The launches of a node. Thread safe."""
 
-    def __init__(self, directory: Path, timeline: Timeline, put_pages: PutPages) -> None:
+    def __init__(self, directory: Path, timeline: Timeline) -> None:
         """`directory` keeps the indexes of packs."""
         self._directory = directory
         self._timeline = timeline
-        self._put_pages = put_pages
         self._executor = ThreadPoolExecutor(LOOK_UP_THREADS, thread_name_prefix="look-up")
         self._lock = threading.Lock()
         self._found: dict[str, tuple[PackLocation | None, float]] = {}
@@ -111,7 +110,7 @@ class Launches:
         if location is None:
             return None
         kept = self._directory / parse_digest(location.digest)
-        launch = Launch(store, location, kept, self._timeline, self._put_pages)
+        launch = Launch(store, location, kept, self._timeline)
         with self._lock:
             if running is not None:
                 self._before[descriptor.digest] = running
@@ -202,14 +201,19 @@ class LaunchDevice:
     def peek(self, offset: int, length: int) -> bytes | None:
         return self._device.peek(offset, length)
 
-    def request(self, offset: int, length: int) -> "Future[bytes]":
+    @property
+    def patient(self) -> RandomAccess:
+        """This device for who cannot ask for less."""
+        return _Patient(self)
+
+    def request(self, offset: int, length: int, *, refusable: bool = True) -> "Future[bytes]":
         wanted = max(0, min(length, self.size - offset))
         active = [each for each in self._launches if not each[0].finished.is_set()]
         for launch, layer in active if wanted else ():
             arrival = launch.arrival(layer, self._cache, offset, wanted)
             if arrival is not None:
-                return self._when_arrived(arrival, offset, length)
-        if active and wanted > PAGE and self._may_refuse(offset, offset + wanted):
+                return self._when_arrived(arrival, offset, length, refusable)
+        if refusable and active and wanted > PAGE and self._may_refuse(offset, offset + wanted):
             answer: Future[bytes] = Future()
             answer.set_exception(AskForLessError(f"{length} bytes at {offset}"))
             return answer
@@ -231,7 +235,9 @@ class LaunchDevice:
             self._refused.append((start, end))
             return True
 
-    def _when_arrived(self, arrival: "Future[None]", offset: int, length: int) -> "Future[bytes]":
+    def _when_arrived(
+        self, arrival: "Future[None]", offset: int, length: int, refusable: bool
+    ) -> "Future[bytes]":
         answer: Future[bytes] = Future()
 
         def pass_on(fetched: "Future[bytes]") -> None:
@@ -246,7 +252,24 @@ class LaunchDevice:
             if here is not None:
                 answer.set_result(here)
             else:  # in another frame, or it did not come after all
-                self.request(offset, length).add_done_callback(pass_on)
+                self.request(offset, length, refusable=refusable).add_done_callback(pass_on)
 
         arrival.add_done_callback(look)
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Patient:
+    """See `LaunchDevice.patient`."""
+
+    device: LaunchDevice
+
+    @property
+    def size(self) -> int:
+        return self.device.size
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        return self.device.peek(offset, length)
+
+    def request(self, offset: int, length: int) -> "Future[bytes]":
+        return self.device.request(offset, length, refusable=False)

@@ -7,19 +7,23 @@ a few reads and not hundreds.
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.formats.image_paths import Extent
 from lazyfs.formats.spread import Pieces
 from lazyfs.node.device import RandomAccess
 
 log = logging.getLogger(__name__)
 
+Read = Callable[[int, int], bytes | None]
+PAGE = 4096
 MAX_GAP = 4096
 """Bytes of a device that are read along between two parts: tar headers, a file that another layer hides."""
 
@@ -46,16 +50,21 @@ class Mosaic:
         self._pieces = pieces
         self._sources = sources
         self._end = pieces.at + pieces.length
+        self._by_source: npt.NDArray[np.int64] | None = None
 
     @property
     def size(self) -> int:
         return self._size
 
     def peek(self, offset: int, length: int) -> bytes | None:
+        return self.gather(offset, length, [source.peek for source in self._sources])
+
+    def gather(self, offset: int, length: int, reads: Sequence[Read]) -> bytes | None:
+        """What `peek` gives, read by these functions, one for each source."""
         length = self._clip(offset, length)
         found = []
         for run in self.runs(offset, length):
-            data = self._sources[run.source].peek(run.start, run.length)
+            data = reads[run.source](run.start, run.length)
             if data is None:
                 return None
             found.append((run, data))
@@ -108,8 +117,40 @@ class Mosaic:
         if run is not None:
             yield run
 
+    def places(self, source: int, start: int, length: int) -> list[tuple[int, int]]:
+        """(start, end) of the pages in which these bytes of a source stand, neighbours together.
+
+        Of a run of pages the first and the last may hold other bytes as well, which are elsewhere.
+        """
+        if self._by_source is None:
+            self._by_source = np.lexsort((self._pieces.start, self._pieces.layer))
+        order = self._by_source
+        here = order[slice(*np.searchsorted(self._pieces.layer[order], (source, source + 1)))]
+        first = int(np.searchsorted(self._pieces.start[here], start, side="right"))
+        last = int(np.searchsorted(self._pieces.start[here], start + length, side="left"))
+        found: list[tuple[int, int]] = []
+        for row in here[max(first - 1, 0) : last].tolist():
+            begin = max(int(self._pieces.start[row]), start)
+            end = min(int(self._pieces.start[row] + self._pieces.length[row]), start + length)
+            if begin >= end:
+                continue
+            shift = int(self._pieces.at[row] - self._pieces.start[row])
+            low, high = (begin + shift) // PAGE * PAGE, min(-(-(end + shift) // PAGE) * PAGE, self._size)
+            if found and found[-1][1] == low:
+                found[-1] = found[-1][0], high
+            else:
+                found.append((low, high))
+        return found
+
     def _clip(self, offset: int, length: int) -> int:
         return max(0, min(length, self._size - offset))
+
+
+def sparse_file(size: int, found: Sequence[Extent], devices: Sequence[RandomAccess]) -> Mosaic:
+    """A sparse file whose data lie at these extents of its layer's device."""
+    rows = [(each.offset, each.layer, each.start, each.length) for each in found]
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
+    return Mosaic(size, Pieces(columns[0], columns[1], columns[2], columns[3]), devices)
 
 
 class FileBytes:

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from benchmarks.images import RECIPES, BuiltImage, ensure
+from lazyfs.mount.ladder import AUTO, MODES
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 40.0
+RUNGS = tuple(mode for mode in MODES if mode != AUTO)
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 Result = subprocess.CompletedProcess[str]

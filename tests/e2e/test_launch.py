@@ -1,6 +1,7 @@
 """Launch packs from the first recording to the last start: requests that are counted, reads that are not made."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
 from lazyfs.formats.oci import PACK_ANNOTATION, PACK_TYPE, PackLocation
 from lazyfs.formats.profile import FIRST_LINE, parse
+from lazyfs.mount.ladder import FILE, LOOP, TREE
 from lazyfs.stores import open_store, parse_reference
 from tests.faults import FaultServer
 from tests.stores.test_referrers import ModernRegistry
+from tests.waiting import wait_until
 
-from .conftest import Node, blob, layout_of, lazyfs, manifest_of, succeed
+from .conftest import RUNGS, Node, blob, layout_of, lazyfs, manifest_of, succeed
 
 pytestmark = pytest.mark.root
 SAID = "ready small\n"
@@ -96,6 +99,32 @@ def test_one_request_after_the_manifest(
     assert node.status()["store_bytes"] >= location.size
     # What the kernel had to ask for was on its way or here already.
     assert sum(read["waited"] for read in reads(node)) <= launch["waited"]
+
+
+@pytest.mark.parametrize("mode", RUNGS)
+def test_a_pack_comes_in_each_mount_mode(
+    profile: Path, small: str, tmp_path: Path, make_node: Callable[..., Node], mode: str
+) -> None:
+    """And what it puts into the kernel's memory is what a node without a pack shows."""
+    packed = f"oci:{tmp_path}/packed:small"
+    succeed(lazyfs("convert", "--profile", profile, small, packed))
+    node, plain = make_node(), make_node("plain")
+    view = node.mount(packed, tmp_path / "view", "--mount-mode", mode)
+    wait_until(lambda: launches(node)[0]["ended"], "the end of the launch")
+    (launch,) = launches(node)
+    assert (launch["state"], launch["page_bytes"] > 0) == ("done", mode != TREE)
+    paths = [os.fsdecode(touch.path) for touch in parse(profile.read_text())]
+    files = [path for path in paths if (view / path).is_file() and not (view / path).is_symlink()]
+    assert len(files) > 5
+    before = node.status()["device_reads"]
+    shown = {path: (view / path).read_bytes() for path in files}
+    if mode == LOOP:
+        asked = node.status()["device_reads"] - before
+        assert asked < len(files), "the kernel has most of it"
+    other = plain.mount(small, tmp_path / "other", "--mount-mode", FILE)
+    assert shown == {path: (other / path).read_bytes() for path in files}
+    node.umount(view)
+    plain.umount(other)
 
 
 def test_two_requests_with_a_list_of_referrers(

@@ -17,7 +17,7 @@ from tests.layouts import put_image
 from tests.referees import Snapshot, TarReferee, snapshot
 from tests.trees import layer_tar, random_layers
 
-from .conftest import Node, lazyfs, succeed
+from .conftest import RUNGS, Node, lazyfs, succeed
 
 
 def members(layer: Path) -> list[str]:
@@ -62,13 +62,15 @@ def without_mtime(tree: Snapshot, paths: set[str]) -> dict[bytes, tuple[object, 
     }
 
 
-def check_tree(node: Node, reference: str, built: BuiltImage, tmp_path: Path, changed: set[str]) -> None:
+def check_tree(
+    node: Node, reference: str, built: BuiltImage, tmp_path: Path, changed: set[str], mode: str = "auto"
+) -> None:
     layers, _ = image_layers(built.layout, built.tag)
     assert times_that_unpacking_changed(layers) == changed
     for layer in layers:
         make_room(layer, tmp_path / "unpacked")
         unpack([layer], tmp_path / "unpacked")
-    view = node.mount(reference, tmp_path / "view")
+    view = node.mount(reference, tmp_path / "view", "--mount-mode", mode)
     shown, unpacked = snapshot(view), snapshot(tmp_path / "unpacked")
     assert without_mtime(shown, changed) == without_mtime(unpacked, changed)
     for path in changed:
@@ -80,9 +82,10 @@ def check_tree(node: Node, reference: str, built: BuiltImage, tmp_path: Path, ch
     node.umount(view)
 
 
-def test_small_image(node: Node, small: str, built_small: BuiltImage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", RUNGS)
+def test_small_image(node: Node, small: str, built_small: BuiltImage, tmp_path: Path, mode: str) -> None:
     # Upper layers have no member for the root.
-    check_tree(node, small, built_small, tmp_path, {"."})
+    check_tree(node, small, built_small, tmp_path, {"."}, mode)
 
 
 @pytest.mark.image
@@ -104,6 +107,7 @@ def test_demo_image_is_worth_comparing(built_demo: BuiltImage) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_images(node: Node, tmp_path: Path, seed: int) -> None:
+    """The same in each mode, also at the same time."""
     layers = random_layers(Random(seed), layers=3, members=25)
     referee = TarReferee(tmp_path / "unpacked")
     (tmp_path / "unpacked").mkdir()
@@ -112,9 +116,14 @@ def test_random_images(node: Node, tmp_path: Path, seed: int) -> None:
     put_image(tmp_path / "layout", [layer_tar(layer) for layer in layers])
     succeed(lazyfs("convert", f"oci:{tmp_path}/layout:made", f"oci:{tmp_path}/lazy:made"))
     succeed(lazyfs("check", f"oci:{tmp_path}/lazy:made"))
-    view = node.mount(f"oci:{tmp_path}/lazy:made", tmp_path / "view")
-    assert snapshot(view) == referee.expected()
-    node.umount(view)
+    views = [
+        node.mount(f"oci:{tmp_path}/lazy:made", tmp_path / f"view-{mode}", "--mount-mode", mode)
+        for mode in RUNGS
+    ]
+    for view in views:
+        assert snapshot(view) == referee.expected()
+    for view in views:
+        node.umount(view)
 
 
 def test_layer_twice_and_empty_layers(node: Node, tmp_path: Path) -> None:

@@ -117,14 +117,17 @@ class Rig:
 
     def begin(self) -> Launch:
         location = PackLocation(PACK, len(self.store.data))
-        return Launch(cast(Store, self.store), location, self.kept, self.timeline, self.kernel.put)
+        return Launch(cast(Store, self.store), location, self.kept, self.timeline)
 
     def bind(self, launch: Launch) -> None:
         wait([launch.head], PATIENCE)
         for number, device in enumerate(self.devices):
             device.expect(launch, number)
         launch.bind(
-            [LaunchLayer(number, cache, self.kernel.is_open.wait) for number, cache in enumerate(self.caches)]
+            [
+                LaunchLayer(number, cache, self.kernel.is_open.wait, self.kernel.put)
+                for number, cache in enumerate(self.caches)
+            ]
         )
 
     def run(self) -> Launch:

@@ -171,7 +171,7 @@ def test_a_pack_that_breaks_off(rig: Callable[..., Rig], share: float) -> None:
     location = PackLocation(PACK, len(one.store.data))
     one.store.data = one.store.data[: int(len(one.store.data) * share)]
     one.store.error = StoreError("the registry is gone")
-    launch = Launch(cast(Store, one.store), location, one.kept, one.timeline, one.kernel.put)
+    launch = Launch(cast(Store, one.store), location, one.kept, one.timeline)
     one.bind(launch)
     waiting = one.devices[0].request(0, 10)
     assert launch.finished.wait(PATIENCE)
