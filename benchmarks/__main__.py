@@ -29,6 +29,7 @@ from benchmarks import (
     docker_start,
     footprint,
     kill_daemon,
+    ladder,
     link,
     many_containers,
     random_reads,
@@ -44,6 +45,7 @@ from benchmarks.report import Row, markdown, write_json
 from lazyfs.errors import LazyfsError
 
 TREE_RUNS = 3
+LADDER_RUNS = 3
 START_RUNS = 7
 BOOTSTRAP_RUNS = 5
 CONVERT_RUNS = 5
@@ -218,9 +220,16 @@ def _machine() -> str:
     )
 
 
+def _ladder(cache: Path, results: Path) -> list[Row]:
+    found = ladder.measure(cache, LADDER_RUNS)
+    write_json(results, found)
+    return ladder.rows(found)
+
+
 MEASURES: Mapping[str, Measure] = {
     "cold_start": _cold_starts,
     "tree_speed": _trees,
+    "ladder": _ladder,
     "run_speed": _starts,
     "bootstrap_speed": _bootstraps,
     "dedup": _dedup,

@@ -70,16 +70,18 @@ def both_trees(directory: Path, cache: Path, name: str) -> Iterator[dict[str, Pa
         subprocess.run([*lazyfs, "shutdown"], check=True)
 
 
-def measure(trees: dict[str, Path], runs: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    trees: dict[str, Path], runs: int, commands: dict[str, list[str]] = COMMANDS
+) -> dict[str, dict[str, list[float]]]:
     """Seconds of every run, by measure ("find cold") and tree."""
     figures: dict[str, dict[str, list[float]]] = {
-        f"{name} {state}": {tree: [] for tree in trees} for name in COMMANDS for state in ("cold", "warm")
+        f"{name} {state}": {tree: [] for tree in trees} for name in commands for state in ("cold", "warm")
     }
     for path in trees.values():
         _seconds(COMMANDS["tar"], path)  # brings every byte into the node's cache
     for run in range(runs):
         order = list(trees.items())[:: 1 if run % 2 == 0 else -1]
-        for name, command in COMMANDS.items():
+        for name, command in commands.items():
             for tree, path in order:
                 drop_page_cache()
                 figures[f"{name} cold"][tree].append(_seconds(command, path))
