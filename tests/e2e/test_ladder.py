@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 
 from .conftest import RUNGS, Node, assert_error, drop_page_cache, lazyfs, succeed
 
+pytestmark = pytest.mark.root
 MIB = 1 << 20
 
 
