@@ -33,6 +33,7 @@ COMMANDS = {
     "umount": "mounts",
     "cache": "cache",
     "profile": "profile",
+    "bench": "bench",
     "status": "node",
     "doctor": "node",
     "upgrade": "node",

@@ -1,0 +1,102 @@
+"""Caches that are cold, and the proof of it: what the kernel keeps of files, by cachestat(2) (Linux 6.5)."""
+
+import ctypes
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyfs.errors import NodeError
+
+_SYS_CACHESTAT = 451
+_DROP = Path("/proc/sys/vm/drop_caches")
+_PIECE = 1 << 20
+_MOST = 0.01
+"""Of the bytes on the disk: pages that somebody else uses at the moment."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Counts(ctypes.Structure):
+    _fields_ = (
+        ("cached", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """Before a start: bytes of the image on this machine, and of these and of the runtime in the page cache."""
+
+    on_disk: int
+    in_memory: int
+
+    def check(self, *, local: bool) -> None:
+        """NodeError unless there was nothing of the image here; for a local start, nothing of it in memory."""
+        if self.on_disk and not local:
+            raise NodeError(f"the node was not cold: it had {self.on_disk:,} bytes of the image")
+        if local and not self.on_disk:
+            raise NodeError("a local start had nothing of its image on the disk")
+        if self.in_memory > max(self.on_disk * _MOST, _PIECE):
+            raise NodeError(
+                f"the page cache was not cold: it had {self.in_memory:,} bytes", hint="who else reads them?"
+            )
+
+
+def go_cold(contents: Iterable[Path], programs: Iterable[Path]) -> Cold:
+    """Empty the page cache, look, and empty it again of what looking has brought there."""
+    drop_page_cache()
+    files = [path for directory in contents for path in _files(directory)]
+    cold = Cold(sum(path.lstat().st_size for path in files), sum(map(_resident, [*files, *programs])))
+    drop_page_cache()
+    return cold
+
+
+def drop_page_cache() -> None:
+    os.sync()
+    try:
+        _DROP.write_text("3")
+    except OSError as error:
+        raise NodeError(
+            f"{_DROP}: {error.strerror}",
+            hint="measuring cold starts needs root, and a /proc/sys that can be written",
+        ) from error
+
+
+def warm(files: Iterable[Path]) -> None:
+    """Read what a registry serves: a server far away does not wait for the disk of this machine."""
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.read(_PIECE):
+                pass
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a file that are in the page cache."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            whole, counts = _Range(0, 0), _Counts()
+            if _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(counts), 0):
+                raise NodeError(f"cachestat: {os.strerror(ctypes.get_errno())}", hint="it needs Linux 6.5")
+            return int(counts.cached) * os.sysconf("SC_PAGE_SIZE")
+        finally:
+            os.close(descriptor)
+    return 0

@@ -1,0 +1,117 @@
+"""`lazyfs bench start`: real containers of a private containerd, and nothing left of it however it ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyfs.mount.mountinfo import list_mounts
+from tests.layouts import put_image
+from tests.snapshotter.engine import CONFIG_OF_IMAGE, layers
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(
+        shutil.which("ctr-remote") is None, reason="containerd 1.x pulls lazily by ctr-remote"
+    ),
+]
+COMMAND = [sys.executable, "-m", "lazyfs.cli.main", "bench", "start"]
+PATIENCE = 300
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return put_image(tmp_path_factory.mktemp("image"), layers(3), "app", CONFIG_OF_IMAGE)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    directory = tmp_path / "s"
+    directory.mkdir()
+    return directory
+
+
+def bench(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def measured(*words: str | Path) -> dict[str, Any]:
+    done = bench("--json", *words)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_starts_by_all_ways(image: str, scratch: Path) -> None:
+    ways = ["--pack", "--against", "overlayfs", "--against", "overlayfs-lazy", "--against", "local"]
+    results = measured(image, *ways, "--link", "loopback", "--runs", "1", "--seed", "7", "--scratch", scratch)
+    starts = {each["way"]: each for each in results["starts"]}
+    assert starts.keys() == {"lazyfs", "lazyfs-pack", "overlayfs", "overlayfs-lazy", "local"}
+    ((name, about),) = results["images"].items()
+    for way, start in starts.items():
+        assert sum(start["phases"].values()) == pytest.approx(start["seconds"])
+        assert start["cold"]["in_memory"] == 0
+        assert (start["cold"]["on_disk"] == 0) == (way != "local")
+        assert (start["down"] == start["requests"] == 0) == (way == "local")
+        assert {"containerd", "container and shim, ended"} <= {use["name"] for use in start["uses"]}
+        assert ("lazyfs daemon" in {use["name"] for use in start["uses"]}) == way.startswith("lazyfs")
+    assert starts["lazyfs"]["device_reads"] > 0
+    assert starts["overlayfs"]["down"] > about["bytes"]["plain"]
+    assert starts["overlayfs-lazy"]["down"] > about["bytes"]["lazy"]
+    assert results["traces"].keys() == {f"{name} | loopback | {way}" for way in starts}
+    assert not list(scratch.iterdir())
+
+
+def test_a_container_that_never_gets_ready(image: str, scratch: Path) -> None:
+    done = bench(image, "--ready", "log:never said", "--link", "loopback", "--scratch", scratch)
+    assert done.returncode == 7
+    assert "the container ended before it was ready (log:never said), with code 0" in done.stderr
+    assert not list(scratch.iterdir())
+
+
+def test_what_cannot_be_meant() -> None:
+    for words in (["--link", "fast"], ["--ready", "soon"], ["--against", "zfs"]):
+        done = bench("oci:/nowhere:app", *words)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_of_it_outlives_it(image: str, scratch: Path, number: signal.Signals) -> None:
+    command = [*COMMAND, image, "--command", "sleep 1000", "--ready", "log:never", "--link", "loopback"]
+    with subprocess.Popen([*command, "--scratch", scratch], stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: b"sleep\x001000" in b"".join(map(command_line, pids())), "the container")
+        process.send_signal(number)
+        process.wait(PATIENCE)
+    wait_until(
+        lambda: not [pid for pid in pids() if str(scratch).encode() in command_line(pid)], "the end of all"
+    )
+    assert b"sleep\x001000" not in b"".join(map(command_line, pids()))
+    assert not list_mounts(scratch)
+    if number == signal.SIGKILL:
+        assert len(list(scratch.iterdir())) == 1
+        measured(image, "--against", "local", "--link", "loopback", "--runs", "1", "--scratch", scratch)
+    assert not list(scratch.iterdir())
+    assert not list(Path("/sys/fs/cgroup").glob("**/lazyfs-bench-*"))
+
+
+def pids() -> list[str]:
+    return [
+        entry.name
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and entry.name != str(os.getpid())
+    ]
+
+
+def command_line(pid: str) -> bytes:
+    try:
+        return Path("/proc", pid, "cmdline").read_bytes()
+    except OSError:
+        return b""
