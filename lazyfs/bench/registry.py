@@ -1,7 +1,8 @@
 """An image layout served as a registry, by nginx: a server that is never in the way of the readers that are measured.
 
-docker-registry gives about 250 small ranges a second, nginx as many as a client can ask for. The layout is served as
-it was at the start: documents by tag and digest, blobs in ranges, referrers of what the layout's index names.
+docker-registry gives about 250 small ranges a second, nginx as many as a client can ask for: 116 KB in 0.2 ms. With
+`tcp_nopush` a third of the answers come 44 ms late on loopback, whose segments are as large as 64 KB. The layout is
+served as it was at the start: documents by tag and digest, blobs in ranges, referrers of what the layout's index names.
 """
 
 import json
@@ -33,7 +34,6 @@ events {{ worker_connections 4096; }}
 http {{
     access_log off;
     sendfile on;
-    tcp_nopush on;
     tcp_nodelay on;
     keepalive_requests 100000000;
     keepalive_timeout 1h;
