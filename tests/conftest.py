@@ -16,6 +16,9 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+# A shell that starts the tests in the background has them ignore ^C, and so do their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def temp_root(tmp_path: Path) -> Iterator[Path]:

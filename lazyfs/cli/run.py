@@ -1,6 +1,5 @@
 """`lazyfs run`: an image, an overlay, a container, and nothing left of it."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from lazyfs.cli.common import (
     root_option,
     show_error,
 )
+from lazyfs.cli.early import BEGAN
 from lazyfs.cli.interrupts import Interrupted, interruptible
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError, NodeError
@@ -150,7 +150,6 @@ def _run(
 ) -> int:
     from lazyfs.daemon.client import daemon_in_use
 
-    began = time.monotonic()
     with interruptible() as interrupts, ExitStack() as undo:
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
@@ -166,7 +165,7 @@ def _run(
         code = run_container(options, config, rootfs, paths.containers)
         interrupts.hold()
         if timeline is not None:
-            _draw(client, image, began, timeline)
+            _draw(client, image, BEGAN, timeline)
     return code
 
 

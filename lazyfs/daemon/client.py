@@ -1,8 +1,4 @@
-"""Talking to the daemon, and starting it when it does not run.
-
-HTTP/1.1 on a unix socket, one request per connection. Written on plain sockets, since importing an HTTP
-library would take longer than everything else that a warm `lazyfs run` does.
-"""
+"""Talking to the daemon, and starting it when it does not run."""
 
 import fcntl
 import json
@@ -18,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError, from_dict
+from lazyfs.daemon.request import IMAGES, connect, encode, image_request, locate, take
+from lazyfs.errors import BusyError, NodeError, NotFoundError, from_dict
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
-from lazyfs.keeper.link import short_path
-from lazyfs.mount.ladder import choose_mode
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
 USE_PATIENCE = 5.0
-REQUEST_TIMEOUT = 120.0
 _MAX_RESPONSE = 64 << 20
 _PAUSE = 0.01
 _started: list[int] = []
@@ -61,30 +55,16 @@ class DaemonClient:
         `meanwhile` is called once while the daemon is at work. `mode` is one of `mount.ladder.MODES`; without one
         what the node's settings say.
         """
-        options: dict[str, Any] = {"mode": choose_mode(self._paths, mode)}
-        if not fill:
-            options["fill"] = False
-        if lowest is not None:
-            options["lowest"] = lowest
-        return self._ask_for("/v1/images", reference, options, meanwhile)
+        body = image_request(self._paths, reference, mode=mode, fill=fill, lowest=lowest)
+        return self._ask_for(IMAGES, body, meanwhile)
 
     def look_at(self, reference: str) -> dict[str, Any]:
         """See `Node.look_at`."""
-        return self._ask_for("/v1/chain", reference, {})
+        return self._ask_for("/v1/chain", locate(reference))
 
     def _ask_for(
-        self,
-        path: str,
-        reference: str,
-        options: dict[str, Any],
-        meanwhile: Callable[[], None] = lambda: None,
+        self, path: str, body: dict[str, Any], meanwhile: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
-        try:
-            body = {"reference": reference, "directory": str(Path.cwd()), **options}
-        except OSError as error:
-            raise UsageError(
-                f"the working directory: {error.strerror}", hint="change to another directory"
-            ) from error
         try:
             return self._call("POST", path, body, meanwhile)
         except (NoDaemonError, DaemonGoneError):
@@ -149,20 +129,14 @@ class DaemonClient:
         )
 
     def _connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        connection.settimeout(REQUEST_TIMEOUT)
         try:
-            with short_path(self._paths.socket) as path:
-                connection.connect(path)
+            return connect(self._paths.socket)
         except PermissionError as error:
-            connection.close()
             raise NodeError(
                 f"{self._paths.socket}: {error.strerror}", hint="only root may talk to the daemon"
             ) from error
         except OSError as error:
-            connection.close()
             raise self._no_daemon() from error
-        return connection
 
     def _call(
         self,
@@ -171,12 +145,12 @@ class DaemonClient:
         body: dict[str, Any] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        payload = json.dumps(body or {}).encode()
-        headers = f"Host: lazyfs\r\nConnection: close\r\nContent-Length: {len(payload)}"
-        head = f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n"
-        with self._connect() as connection:
+        request = encode(method, path, body or {})
+        early = take(self._paths.socket, request)
+        with early or self._connect() as connection:
             try:
-                connection.sendall(head.encode() + payload)
+                if early is None:
+                    connection.sendall(request)
                 meanwhile()
                 answer = _read_all(connection)
             except (BrokenPipeError, ConnectionResetError):

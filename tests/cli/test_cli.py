@@ -13,9 +13,9 @@ from typing import Any
 import click
 import pytest
 
+from lazyfs.cli.app import COMMANDS as MODULES
+from lazyfs.cli.app import app
 from lazyfs.cli.common import show_error
-from lazyfs.cli.main import COMMANDS as MODULES
-from lazyfs.cli.main import app
 from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.stores._files import TEMP_PREFIX
 from tests.layouts import convert, put_image
@@ -98,7 +98,7 @@ def test_nothing_asked_for() -> None:
 
 def test_help_imports_little() -> None:
     script = (
-        "import sys; from lazyfs.cli import main; main._run(['--help']); main._run(['run', '--help']);"
+        "import sys; from lazyfs.cli import app; app.run(['--help']); app.run(['run', '--help']);"
         "print(sorted({'numpy', 'trio', 'pyfuse3', 'zstandard', 'rich', 'asyncio', 'http.client', 'lazyfs.formats.oci'}"
         " & set(sys.modules)), file=sys.stderr)"
     )
@@ -170,16 +170,16 @@ def test_debug_shows_where(image: str) -> None:
 
 
 def test_a_defect_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from lazyfs.cli import main
+    from lazyfs.cli import app
 
     def broken(*args: object, **words: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(main.app, "main", broken)
-    assert main._run(["status"]) == 70
+    monkeypatch.setattr(app.app, "main", broken)
+    assert app.run(["status"]) == 70
     assert capsys.readouterr().err.splitlines() == [
         "lazyfs: internal error: ZeroDivisionError: by zero",
-        f"  hint: {main.DEFECT}",
+        f"  hint: {app.DEFECT}",
     ]
 
 

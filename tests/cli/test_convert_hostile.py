@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from lazyfs.cli import main
+from lazyfs.cli import app
 from lazyfs.formats.oci import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
@@ -50,7 +50,7 @@ def convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Convert:
 
     def run(source: str, *options: str) -> Said:
         target = tmp_path / "target"
-        code = main._run(["convert", *options, source, f"oci:{target}:lazy"])
+        code = app.run(["convert", *options, source, f"oci:{target}:lazy"])
         said = Said(code, capsys.readouterr().err)
         if code:
             assert_nothing_half_made(target)
@@ -154,7 +154,7 @@ def test_what_is_odd_and_allowed(
 ) -> None:
     source = put_image(tmp_path / "source", [layer_tar(entries)])
     assert convert(source).code == 0
-    assert main._run(["check", f"oci:{tmp_path}/target:lazy", "--against", source]) == 0
+    assert app.run(["check", f"oci:{tmp_path}/target:lazy", "--against", source]) == 0
     assert capsys.readouterr().out.startswith("ok: ")
 
 
@@ -298,7 +298,7 @@ def test_a_full_disk(
     small_disk: Path, tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = put_image(tmp_path / "source", [GOOD])
-    code = main._run(["convert", source, target.format(disk=small_disk)])
+    code = app.run(["convert", source, target.format(disk=small_disk)])
     said = Said(code, capsys.readouterr().err)
     assert_refused(said, STORE, str(small_disk), "No space left")
     assert not [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size > 500]

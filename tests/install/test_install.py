@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from lazyfs.cli.main import app
+from lazyfs.cli.app import app
 from lazyfs.install.containerd import Target, plan_containerd
 from lazyfs.install.docker import plan_docker
 from lazyfs.install.files import Plan, apply
