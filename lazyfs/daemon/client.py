@@ -15,8 +15,9 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.request import IMAGES, connect, encode, image_request, locate, take
-from lazyfs.errors import BusyError, NodeError, NotFoundError, from_dict
+from lazyfs.errors import BusyError, LazyfsError, NodeError, NotFoundError, from_dict
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
+from lazyfs.mount.ladder import look
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
@@ -256,6 +257,7 @@ def _start(paths: NodePaths, lock: int) -> None:
     finally:
         os.close(ready_child)
     try:
+        _look_at_kernel(paths)
         if not select.select([ready], [], [], START_TIMEOUT)[0]:
             process.kill()
             process.wait()
@@ -272,6 +274,12 @@ def _start(paths: NodePaths, lock: int) -> None:
     # It outlives most callers, and is waited for by one that outlives it, such as the snapshotter.
     process.returncode = 0
     _started.append(process.pid)
+
+
+def _look_at_kernel(paths: NodePaths) -> None:
+    """What the first mount needs to know, found while the daemon starts; who mounts hears of any error."""
+    with suppress(LazyfsError, OSError):
+        look(paths)
 
 
 def _read_all(connection: socket.socket) -> bytes:

@@ -80,7 +80,7 @@ def send_early(paths: NodePaths, reference: str, *, fill: bool) -> None:
 
     Raises OSError where no daemon can be asked, or it is about to end, and what `image_request` raises.
     """
-    lock = os.open(paths.use_lock, os.O_RDWR | os.O_CLOEXEC)
+    lock = os.open(paths.use_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         connection = connect(paths.socket)

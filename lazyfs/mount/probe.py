@@ -3,10 +3,8 @@
 Nothing is mounted where anybody could see it, and files have no names: a probe that is killed leaves nothing.
 """
 
-import io
 import logging
 import os
-import tarfile
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,24 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from lazyfs.errors import LazyfsError, NodeError, UnsupportedError
-from lazyfs.formats.bootstrap import JOINED, build
-from lazyfs.formats.image_tree import merge
-from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.spread import spread
-from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.formats.toc import Tree
 from lazyfs.mount.ladder import FILE, LOOP, TREE, Rung
 from lazyfs.mount.loop import open_erofs_on_loop
+from lazyfs.mount.probe_image import BOOTSTRAP, CONTENT, DEVICE, JOINED, NAME, XATTRS
 from lazyfs.mount.syscalls import open_erofs
 
 log = logging.getLogger(__name__)
-
-_NAME = "probe"
-_CONTENT = b"lazyfs" * 1000
-_XATTRS = {
-    "user.lazyfs": b"probe",
-    "security.capability": bytes.fromhex("0100000200040000000000000000000000000000"),
-}
 
 
 def probe(directory: Path) -> list[Rung]:
@@ -60,36 +46,13 @@ def _fuse() -> Rung:
 
 
 def _probe_file(directory: Path) -> int:
-    stream, tree = _image()
-    with _file(directory, build(merge([tree]), [len(stream)])) as bootstrap, _file(directory, stream) as data:
+    with _file(directory, BOOTSTRAP) as bootstrap, _file(directory, DEVICE) as data:
         return open_erofs(_path(bootstrap), [_path(data)])
 
 
 def _probe_loop(directory: Path) -> int:
-    _, tree = _image()
-    laid_out = spread(merge([tree]))
-    joined = build(laid_out.tree, [laid_out.size], JOINED) + _CONTENT
-    joined += bytes(-len(joined) % 4096)
-    with _file(directory, joined) as file:
+    with _file(directory, JOINED) as file:
         return open_erofs_on_loop(_path(file))
-
-
-def _image() -> tuple[bytes, Tree]:
-    """A layer of one file, as a tar stream and as a tree."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        member = tarfile.TarInfo(_NAME)
-        member.size = len(_CONTENT)
-        member.pax_headers = {
-            f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape")
-            for name, value in _XATTRS.items()
-        }
-        archive.addfile(member, io.BytesIO(_CONTENT))
-    builder = TreeBuilder("probe")
-    stream.seek(0)
-    for entry in walk(FileSource(stream)):
-        builder.add(entry, entry.data_offset, entry.sparse)
-    return stream.getvalue(), builder.finish(len(stream.getvalue()))
 
 
 def _file(directory: Path, content: bytes) -> IO[bytes]:
@@ -106,11 +69,11 @@ def _path(file: IO[bytes]) -> Path:
 
 def _check(root: int) -> None:
     """Raise unless the image's file is there, with all that belongs to it."""
-    file = os.open(_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+    file = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
     try:
-        if os.pread(file, len(_CONTENT) + 1, 0) != _CONTENT:
+        if os.pread(file, len(CONTENT) + 1, 0) != CONTENT:
             raise NodeError("the test image has wrong bytes")
-        for name, value in _XATTRS.items():
+        for name, value in XATTRS.items():
             try:
                 found = os.getxattr(file, name)
             except OSError as error:
