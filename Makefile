@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-test demo test lint types imports bench kill lock clean
+.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench kill lock clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,10 @@ demo: setup-demo ## convert a real image and start a container that has not been
 
 test: lint types imports ## all checks and tests (ARGS="tests/formats -k toc" for some of the tests)
 	@scripts/run-tests.sh $(PYTHON_BIN) -m pytest $(ARGS)
+
+test-browser: ## look at reports of measurements in a real browser (installs chromium, 300 MB)
+	@scripts/setup.sh browser
+	@scripts/run-tests.sh $(PYTHON_BIN) -m pytest tests/bench/test_page.py
 
 lint: setup-test ## ruff: style and format
 	.venv/bin/ruff check .

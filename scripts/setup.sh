@@ -2,7 +2,7 @@
 # Brings a Debian machine to where `make demo` or `make test` can run: system packages, and a
 # virtual environment in .venv with the versions and hashes of requirements/*.txt.
 #
-#     scripts/setup.sh demo|test
+#     scripts/setup.sh demo|test|browser
 #
 # What is there is left alone: a second run changes nothing, needs no network and takes no time.
 # What cannot be is said in one line before anything is changed.
@@ -35,6 +35,10 @@ TEST_PACKAGES="
     docker-registry=docker-registry
     openssl=openssl
     nginx-light=nginx
+"
+BROWSER_PACKAGES="
+    chromium=chromium
+    fonts-dejavu-core=/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 "
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -169,7 +173,8 @@ main() {
     case ${1-} in
     demo) ;;
     test) packages+=$TEST_PACKAGES lock=dev.txt ;;
-    *) fail "usage: scripts/setup.sh demo|test" ;;
+    browser) packages+=$TEST_PACKAGES$BROWSER_PACKAGES lock=dev.txt ;;
+    *) fail "usage: scripts/setup.sh demo|test|browser" ;;
     esac
     cd "$(dirname "$0")/.."
     PATH=$PATH:/usr/sbin:/sbin

@@ -94,6 +94,7 @@ def start(
     seed: int | None,
     scratch: Path,
     output: Path | None,
+    html: Path | None,
     stores: "StoreOptions",
     as_json: bool,
 ) -> int:
@@ -107,12 +108,13 @@ def start(
     \b
     Examples:
       lazyfs bench start oci:./images:app --ready log:listening --runs 9
-      lazyfs bench start docker://registry.example.com/app:1.0 --link 1gbit,2ms --link 50mbit,100ms
+      lazyfs bench start docker://registry.example.com/app:1.0 --link 1gbit,2ms --link 50mbit,100ms --html app.html
       lazyfs bench start oci:./app:plain --against overlayfs \\
         --against 'stargz=containerd-stargz-grpc --address {socket} --root {root},oci:./app:esgz'
     """
     from lazyfs.bench.link import parse_link
     from lazyfs.bench.outside import Wanted, measure
+    from lazyfs.bench.page import write_page
     from lazyfs.bench.text import markdown
     from lazyfs.bench.ways import LAZYFS, WITH_PACK, parse_against
     from lazyfs.run.ready import parse_probe
@@ -135,6 +137,8 @@ def start(
             output,
             stores,
         )
+    if html is not None:
+        write_page(results, html)
     if as_json:
         print_json(results.as_dict())
     else:

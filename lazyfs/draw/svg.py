@@ -4,6 +4,7 @@ The colours are those of Okabe and Ito, which people with any kind of colour vis
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BLUE = "#0072B2"
@@ -11,9 +12,22 @@ ORANGE = "#E69F00"
 GREEN = "#009E73"
 VERMILION = "#D55E00"
 SKY = "#56B4E9"
+PURPLE = "#CC79A7"
 GREY = "#6b7280"
 INK = "#1f2937"
 PALE = "#e5e7eb"
+THEME = {
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    VERMILION: "vermilion",
+    SKY: "sky",
+    PURPLE: "purple",
+    GREY: "muted",
+    INK: "ink",
+    PALE: "pale",
+}
+"""What each colour is called in a page, whose style says what it is by day and by night."""
 
 
 @dataclass(slots=True)
@@ -41,6 +55,12 @@ class Sheet:
             f'stroke="{colour}" stroke-width="{width:g}"/>'
         )
 
+    def marks(self, points: Sequence[tuple[float, float]], size: float, colour: str) -> None:
+        """Small squares, very many of them, in little text."""
+        path = "".join(f"M{x:.1f} {y:.1f}h{size:g}v{size:g}h-{size:g}z" for x, y in points)
+        if path:
+            self._parts.append(f'<path d="{path}" fill="{colour}"/>')
+
     def polyline(self, points: list[tuple[float, float]], colour: str, *, width: float = 2.0) -> None:
         path = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
         self._parts.append(
@@ -65,6 +85,13 @@ class Sheet:
             f"{escape(text)}</text>"
         )
 
+    def flag(self, x: float, y: float, words: str) -> None:
+        """Words beside a line that stands at `x`: before it, or behind it where there is no room."""
+        room = 7.2 * len(words) + 8
+        self.text(
+            *((x - 4, y) if x > room else (x + 4, y)), words, anchor="end" if x > room else "start", bold=True
+        )
+
     def legend(self, x: float, y: float, entries: list[tuple[str, str]]) -> None:
         """(colour, words) side by side."""
         for colour, words in entries:
@@ -72,13 +99,18 @@ class Sheet:
             self.text(x + 15, y, words, colour=GREY)
             x += 30 + 6.4 * len(words)
 
-    def render(self) -> str:
+    def render(self, *, themed: bool = False) -> str:
+        """A picture by itself; `themed` for a page, with its colours, as wide as its place."""
+        size = "" if themed else f'width="{self.width}" height="{self.height}" '
+        paper = "" if themed else f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>\n'
         body = "\n".join(self._parts)
+        if themed:
+            for colour, name in THEME.items():
+                body = body.replace(f'"{colour}"', f'"var(--{name})"')
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" font-family="system-ui, -apple-system, Segoe UI, sans-serif">\n'
-            f"<title>{escape(self.title)}</title>\n"
-            f'<rect width="{self.width}" height="{self.height}" fill="#ffffff"/>\n{body}\n</svg>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" {size}'
+            f'role="img" font-family="system-ui, -apple-system, Segoe UI, sans-serif">\n'
+            f"<title>{escape(self.title)}</title>\n{paper}{body}\n</svg>\n"
         )
 
 

@@ -41,6 +41,8 @@ def start(image: str, link: str, way: str, number: int, seconds: float) -> Start
 
 
 def trace(way: str) -> Trace:
+    if way == "local":
+        return Trace([], [], [], {})
     trips = [Trip("GET", "/v2/app/manifests/lazy", 0.0, 0.02, 900)]
     trips += [
         Trip("GET", f"/v2/app/blobs/sha256:{each:064}", 0.1 * each, 0.1 * each + 0.3, 10**6)
