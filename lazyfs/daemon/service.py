@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from lazyfs.config import NodePaths
+from lazyfs.daemon import process
 from lazyfs.daemon.api import Call, ControlServer, Handover
 from lazyfs.daemon.cache_calls import cache_calls
 from lazyfs.daemon.image_server import ImageServer
@@ -39,6 +40,7 @@ FLUSH_SECONDS = 5.0
 
 def serve_node(paths: NodePaths, keeper: socket.socket, possessions: Possessions) -> None:
     """Be the daemon of `paths` until told to stop. Raises LazyfsError where it cannot begin."""
+    process.set_up()
     try:
         with ExitStack() as undo:
             table = DeviceTable()

@@ -50,14 +50,16 @@ def chunk_digest(plain: bytes | bytearray | memoryview) -> bytes:
 
 
 def shown(plain: bytes, data: Iterable[tuple[int, int]]) -> bytes:
-    """A piece of the stream as the device shows it: zeros but for the ranges (start, end) of `data` in it."""
+    """A piece of the stream as the device shows it: zeros but for the ranges (start, end) of `data` in it, rising."""
     ranges = list(data)
     if ranges == [(0, len(plain))]:
         return plain
-    device = bytearray(len(plain))
+    view, at = memoryview(plain), 0
+    parts: list[bytes | memoryview] = []
     for start, end in ranges:
-        device[start:end] = plain[start:end]
-    return bytes(device)
+        parts += (bytes(start - at), view[start:end])
+        at = end
+    return b"".join((*parts, bytes(len(plain) - at)))
 
 
 def _no_offsets() -> npt.NDArray[np.int64]:
@@ -101,14 +103,14 @@ class ChunkTable:
     def shown(self, index: int, plain: bytes) -> bytes:
         """What the device shows of chunk `index`, from what its frame holds of the stream."""
         start, end = int(self.start[index]), int(self.start[index + 1])
-        first = int(np.searchsorted(self.data_end, start, side="right"))
-        last = int(np.searchsorted(self.data_start, end, side="left"))
+        first = int(self.data_end.searchsorted(start, "right"))
+        last = int(self.data_start.searchsorted(end, "left"))
         lows = np.maximum(self.data_start[first:last], start) - start
         highs = np.minimum(self.data_end[first:last], end) - start
         return shown(plain, zip(lows.tolist(), highs.tolist(), strict=True))
 
     def covering(self, offset: int, length: int) -> range:
         """Indexes of the chunks that hold [offset, offset + length) of the device; length > 0."""
-        first = int(np.searchsorted(self.start, offset, side="right")) - 1
-        last = int(np.searchsorted(self.start, offset + length, side="left"))
+        first = int(self.start.searchsorted(offset, "right")) - 1
+        last = int(self.start.searchsorted(offset + length, "left"))
         return range(first, min(last, len(self)))

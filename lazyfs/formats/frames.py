@@ -13,6 +13,7 @@ wrong is an IntegrityError that names the frame.
 
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import cast
 
@@ -51,6 +52,7 @@ _ZSTD_MAX_BLOCK = 128 * 1024
 _ZSTD_WINDOW_LOG = 24
 """The largest chunk; zstd makes it as small as the chunk is."""
 _LZ4_DAMAGED = (RuntimeError, ValueError)
+_decompressors: deque[zstandard.ZstdDecompressor] = deque()
 # The stubs of isal take its exception for an instance.
 _GZIP_DAMAGED = (cast("type[Exception]", isal_zlib.error), zlib.error)
 
@@ -90,7 +92,15 @@ def open_frame(codec: str, frame: bytes | memoryview, length: int, what: str) ->
 def _open_zstd(frame: bytes | memoryview, length: int) -> bytes | None:
     if zstandard.frame_content_size(frame) != length:
         return None
-    return zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
+    # One is used by one thread at a time, and to make one costs a twentieth of what it is made for.
+    try:
+        decompressor = _decompressors.pop()
+    except IndexError:
+        decompressor = zstandard.ZstdDecompressor()
+    try:
+        return decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
+    finally:
+        _decompressors.append(decompressor)
 
 
 def _stored_frame(plain: bytes) -> bytes:

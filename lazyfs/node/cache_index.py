@@ -16,6 +16,7 @@ MAX_FOUND = 16
 """Places that are looked at. Most chunks are in few layers, but one of zeros may be in all."""
 
 _SPREAD = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
 
 _Keys = npt.NDArray[np.uint64]
 _Places = npt.NDArray[np.uint32]
@@ -61,12 +62,12 @@ class DigestIndex:
 
     def find(self, digest: bytes, length: int) -> list[tuple[str, int]]:
         """(layer, chunk) of what may be this chunk, MAX_FOUND of them at most."""
-        key = _keys(digest, np.array([length], np.uint64))[0]
+        # As `_keys`, for one: asked for each chunk that is missing, and a twentieth of the time.
+        key = np.uint64(int.from_bytes(digest[:8], "little") ^ (length * _SPREAD & _MASK))
         with self._lock:
             self._sort_in()
-            first = int(np.searchsorted(self._keys, key, "left"))
-            last = int(np.searchsorted(self._keys, key, "right"))
-            last = min(last, first + MAX_FOUND)
+            first = int(self._keys.searchsorted(key, "left"))
+            last = int(self._keys[first : first + MAX_FOUND].searchsorted(key, "right")) + first
             places = zip(self._layers[first:last].tolist(), self._chunks[first:last].tolist(), strict=True)
             return [(self._names[layer], chunk) for layer, chunk in places]
 

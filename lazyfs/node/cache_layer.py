@@ -168,6 +168,7 @@ class LayerFiles:
 
     def _settle_in(self, directory: Path) -> None:
         self.directory = directory
+        self.home = str(directory.parent)
         self._data = str(directory / "data")
         self._hold = Hold(directory, self._boot)
 

@@ -43,6 +43,7 @@ class CacheRoom:
         self._report = report
         self._lock = threading.Lock()
         self._making = False
+        self._by_path = {str(each.path): each for each in directories}
 
     def of(self, name: str) -> CacheDirectory | None:
         """The directory in which the layer lies, if it lies in one."""
@@ -53,7 +54,7 @@ class CacheRoom:
 
     def at(self, layer: LayerFiles) -> CacheDirectory | None:
         """The directory of a layer that is open."""
-        return next((each for each in self.directories if each.path == layer.directory.parent), None)
+        return self._by_path.get(layer.home)
 
     def place(self, name: str) -> CacheDirectory:
         """The directory in which the layer lies, or is to lie."""

@@ -91,10 +91,14 @@ class LayerDevice:
             except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
                 log.exception("%d bytes at %d", length, offset)
                 answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
+            finally:
+                # A flight knows this function, which knows the flight: the bytes would wait for the collector.
+                flights.clear()
+                pieces.clear()
 
         if not flights:
             finish()
-        for flight in flights:
+        for flight in tuple(flights):
             flight.future.add_done_callback(lambda _: finish() if waiting.last() else None)
         if length:
             self._foresee(offset, offset + length)

@@ -238,6 +238,7 @@ class Fetcher:
         with self._lock:
             if self._flights.get(flight.index) is flight:
                 del self._flights[flight.index]
+            flight.run = None
             self._kept.notify_all()
 
     def _fail(self, flights: Iterable[Flight], error: LazyfsError, *, for_good: bool = False) -> None:
