@@ -10,6 +10,7 @@ import signal
 import socket
 from contextlib import ExitStack, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_SETTLED = 256
 FLUSH_SECONDS = 5.0
+_FOR_IMAGES = ("lazyfs.formats.toc_check", "lazyfs.stores.registry.store", "encodings.idna")
 
 
 def serve_node(paths: NodePaths, keeper: socket.socket, possessions: Possessions) -> None:
@@ -54,6 +56,15 @@ def serve_node(paths: NodePaths, keeper: socket.socket, possessions: Possessions
             f"{paths.root}: {error}", hint="free some space, or choose another directory with --root"
         ) from error
     log.info("ended")
+
+
+def _prepare() -> None:
+    """What the first image would have to wait for: the client of registries, and the certificates of this machine."""
+    for name in _FOR_IMAGES:
+        import_module(name)
+    from lazyfs.stores.registry.hosts import Tls
+
+    Tls().context()
 
 
 def _serve_images(node: Node, undo: ExitStack) -> None:
@@ -98,6 +109,7 @@ class _Service:
                     link.send(keeper, {"say": "serving"})
                 nursery.start_soon(self._obey, keeper)
             log.info("serving")
+            nursery.start_soon(trio.to_thread.run_sync, _prepare)
             await self._stop.wait()
             await trio.to_thread.run_sync(server.close)
             nursery.cancel_scope.cancel()

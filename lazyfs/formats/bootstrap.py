@@ -165,7 +165,7 @@ def _place_inodes(
     at = _align(start + INODE.itemsize * len(plain), block)
     symlinks = np.flatnonzero(short)
     slots = _round_up(INODE.itemsize + size[symlinks], SLOT)
-    for slot in np.unique(slots).tolist():
+    for slot in sorted(set(slots.tolist())):
         members = symlinks[slots == slot]
         per_block = block // slot
         nth = np.arange(len(members))

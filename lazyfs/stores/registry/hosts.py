@@ -11,6 +11,7 @@ import ssl
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ class Tls:
 
     def context(self) -> ssl.SSLContext:
         """UsageError when one of the files cannot be used."""
+        if self == Tls():
+            return _system_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
         context = ssl.create_default_context()
         if not self.verify:
             context.check_hostname = False
@@ -53,6 +56,12 @@ class Tls:
                 hint="it must be PEM, the key of a client without a password",
             ) from error
         return context
+
+
+@lru_cache(1)
+def _system_context(file: str | None, directory: str | None) -> ssl.SSLContext:
+    """The authorities of this machine, as OpenSSL finds them; to parse them takes 25 ms, longer than a request."""
+    return ssl.create_default_context()
 
 
 @dataclass(frozen=True, slots=True)
