@@ -1,6 +1,7 @@
 """Real OCI images, built here from Debian packages for the demo, the tests and the benchmarks.
 
-    recipes    what each image holds: a base, a script for every further layer, a config
+    recipe     what an image is made of: a base, a script for every further layer, a config
+    recipes    what each image holds; services: those of the suite of measured starts
     build      recipe -> image: cached, safe to kill, one at a time
     sandbox    commands in a chroot on overlayfs, in namespaces that take their mounts with them
     apt        the Debian mirror that this machine already uses
@@ -13,6 +14,7 @@ Nothing here imports lazyfs: these images, and the trees that come with them, ar
 
 from benchmarks.images.build import BuiltImage, ensure
 from benchmarks.images.errors import BuildError
-from benchmarks.images.recipes import RECIPES, Recipe
+from benchmarks.images.recipe import Recipe
+from benchmarks.images.recipes import RECIPES
 
 __all__ = ["RECIPES", "BuildError", "BuiltImage", "Recipe", "ensure"]

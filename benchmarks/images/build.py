@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ from pathlib import Path
 from benchmarks.images import apt, layout, sandbox
 from benchmarks.images.errors import BuildError
 from benchmarks.images.layer import PackedLayer, pack_layer
-from benchmarks.images.recipes import RECIPES, Busybox, Debootstrap, Recipe
+from benchmarks.images.recipe import Base, Busybox, Debootstrap, GoProgram, Recipe
+from benchmarks.images.recipes import RECIPES
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ chroot fs /bin/busybox --install /bin
 echo 'root:x:0:0:root:/root:/bin/sh' >fs/etc/passwd
 echo 'root:x:0:' >fs/etc/group
 for name in hostname hosts resolv.conf; do : >fs/etc/$name; done
+"""
+
+_GO = """
+printf '%s' "$SOURCE" >main.go
+mkdir -p fs/dev fs/etc fs/proc fs/sys fs/tmp
+env GOCACHE="$PWD/go" GOTOOLCHAIN=local CGO_ENABLED=0 "$GO" build -trimpath -o fs/app main.go
+rm -r go main.go
 """
 
 
@@ -106,12 +114,23 @@ def _layer_keys(recipe: Recipe) -> list[str]:
     return [_key(recipe, count) for count in range(len(recipe.scripts) + 1 + recipe.flat)]
 
 
+_BASE_TOOLS: Mapping[type[Base], list[str]] = {
+    Debootstrap: ["debootstrap", "apt-config"],
+    Busybox: ["busybox"],
+    GoProgram: ["go"],
+}
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool, path=f"{sandbox.SYSTEM_PATH}:/usr/local/go/bin")
+
+
 def _check_machine(recipe: Recipe) -> None:
     if os.geteuid() != 0:
         raise BuildError("building an image needs root: it mounts overlayfs and changes root")
     tools = ["setpriv", "unshare"]
-    tools += ["debootstrap", "apt-config"] if isinstance(recipe.base, Debootstrap) else ["busybox"]
-    missing = [tool for tool in tools if shutil.which(tool, path=sandbox.SYSTEM_PATH) is None]
+    tools += _BASE_TOOLS[type(recipe.base)]
+    missing = [tool for tool in tools if _which(tool) is None]
     if missing:
         raise BuildError(f"{', '.join(missing)} not found: run `make setup`")
 
@@ -203,8 +222,9 @@ class _Build:
                 variables = {"SUITE": suite, "MIRROR": apt.find_mirror(suite), "CACHE": str(self._cache)}
                 sandbox.run(_DEBOOTSTRAP, self._new, self._log_file, variables)
             case Busybox():
-                busybox = shutil.which("busybox", path=sandbox.SYSTEM_PATH)
-                sandbox.run(_BUSYBOX, self._new, self._log_file, {"BUSYBOX": str(busybox)})
+                sandbox.run(_BUSYBOX, self._new, self._log_file, {"BUSYBOX": str(_which("busybox"))})
+            case GoProgram(source):
+                sandbox.run(_GO, self._new, self._log_file, {"GO": str(_which("go")), "SOURCE": source})
 
     def _lower(self, count: int) -> list[str]:
         """The first `count` layers for overlayfs, topmost first.
@@ -254,12 +274,14 @@ class _Build:
         )
 
 
-def _describe(base: Debootstrap | Busybox) -> str:
+def _describe(base: Base) -> str:
     match base:
         case Debootstrap(suite):
             return f"debootstrap --variant=minbase {suite}"
         case Busybox():
             return "busybox --install /bin"
+        case GoProgram():
+            return "go build -o /app"
 
 
 def _discard(path: Path) -> None:

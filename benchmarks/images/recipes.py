@@ -6,38 +6,9 @@ shall not hold one. Package lists and downloads, /tmp and /run never become part
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-_INSTALL = "apt-get update -q && apt-get install -yq --no-install-recommends"
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Debootstrap:
-    """A base layer: Debian's minbase, without what apt can fetch again."""
-
-    suite: str
-
-
-@dataclass(frozen=True, slots=True)
-class Busybox:
-    """A base layer: the machine's own static busybox, one hard link for each of its commands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """An image: a base layer, one more for each script, and the config's own ``config`` object.
-
-    A flat image has one layer, with all that base and scripts made.
-    """
-
-    name: str
-    base: Debootstrap | Busybox
-    scripts: tuple[str, ...]
-    config: Mapping[str, Any]
-    flat: bool = False
-
+from benchmarks.images.recipe import INSTALL, PATH, Busybox, Debootstrap, Recipe
+from benchmarks.images.services import SERVICES
 
 # A Python program as people ship it: it starts by importing numpy. The second script removes a
 # package of each layer below it, replaces files, makes a directory opaque and puts a symbolic
@@ -47,13 +18,13 @@ _DEMO = Recipe(
     base=Debootstrap("bookworm"),
     scripts=(
         f"""
-{_INSTALL} python3 iputils-ping less
+{INSTALL} python3 iputils-ping less
 useradd --uid 1000 --create-home app
 mkdir /srv/app
 echo 'import sys; print("ready", sys.version)' >/srv/app/ready.py
 """,
         f"""
-{_INSTALL} python3-numpy
+{INSTALL} python3-numpy
 apt-get purge -yq --auto-remove less tzdata
 rm -rf /usr/share/doc
 mkdir /usr/share/doc
@@ -66,7 +37,7 @@ chown -R app:app /srv/app
 """,
     ),
     config={
-        "Env": [_PATH, "LANG=C.UTF-8", "PYTHONUNBUFFERED=1"],
+        "Env": [PATH, "LANG=C.UTF-8", "PYTHONUNBUFFERED=1"],
         "User": "app",
         "WorkingDir": "/srv/app",
         "Entrypoint": ["python3"],
@@ -129,7 +100,7 @@ chmod 755 /srv/app/entry.sh
 """,
     ),
     config={
-        "Env": [_PATH, "GREETING=hello"],
+        "Env": [PATH, "GREETING=hello"],
         "WorkingDir": "/srv/app",
         "Entrypoint": ["/srv/app/entry.sh"],
         "Cmd": ["small"],
@@ -142,7 +113,7 @@ _SCIENCE = Recipe(
     name="science",
     base=Debootstrap("bookworm"),
     scripts=(
-        f"{_INSTALL} python3",
+        f"{INSTALL} python3",
         """
 PYTHONPATH=/tmp/pip python3 -m pip install --target=/opt/science --no-deps --only-binary=:all: \
     numpy==2.2.6 scipy==1.15.3 pandas==2.2.3 scikit-learn==1.6.1 python-dateutil==2.9.0.post0 pytz==2025.2 \\
@@ -152,7 +123,7 @@ echo 'import numpy; print("ready", numpy.__version__, flush=True)' >/srv/app/rea
 """,
     ),
     config={
-        "Env": [_PATH, "LANG=C.UTF-8", "PYTHONPATH=/opt/science"],
+        "Env": [PATH, "LANG=C.UTF-8", "PYTHONPATH=/opt/science"],
         "Entrypoint": ["python3"],
         "Cmd": ["/srv/app/ready.py"],
     },
@@ -192,7 +163,7 @@ END
 # One root file system before and after a security update, as a nightly build of a base image makes them. Of the
 # packages that have had updates, the first that has one newer than the release takes part.
 _OUTDATED = Recipe(
-    name="outdated", base=Debootstrap("bookworm"), scripts=(f"{_INSTALL} openssl",), config={}, flat=True
+    name="outdated", base=Debootstrap("bookworm"), scripts=(f"{INSTALL} openssl",), config={}, flat=True
 )
 _UPGRADED = Recipe(
     name="upgraded",
@@ -215,16 +186,16 @@ done
 )
 
 # One package on two bases.
-_PYTHON = f"{_INSTALL} python3"
+_PYTHON = f"{INSTALL} python3"
 _ON_LITTLE = Recipe(name="python-on-little", base=Debootstrap("bookworm"), scripts=(_PYTHON,), config={})
 _ON_MUCH = Recipe(
     name="python-on-much",
     base=Debootstrap("bookworm"),
-    scripts=(f"{_INSTALL} git nginx-light ca-certificates", _PYTHON),
+    scripts=(f"{INSTALL} git nginx-light ca-certificates", _PYTHON),
     config={},
 )
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (_DEMO, _SMALL, _SCIENCE, _STACK, _OUTDATED, _UPGRADED, _ON_LITTLE, _ON_MUCH)
+    for recipe in (_DEMO, _SMALL, _SCIENCE, _STACK, _OUTDATED, _UPGRADED, _ON_LITTLE, _ON_MUCH, *SERVICES)
 }

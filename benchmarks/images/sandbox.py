@@ -137,9 +137,11 @@ def flatten_layers(work: Path, lower: Sequence[str], log: Path) -> None:
 
 def list_layers(out: Path, work: Path, lower: Sequence[str], log: Path) -> None:
     """Write the listing (`benchmarks.images.tree`) of the layers `lower`, merged by overlayfs, to `out`."""
-    (work / "root").mkdir()
+    for name in ("root", "nothing"):
+        (work / name).mkdir()
     variables = {
-        "LOWER": ":".join(lower),
+        # overlayfs takes no single lower directory.
+        "LOWER": ":".join(lower if len(lower) > 1 else [*lower, "nothing"]),
         "WRITABLE": "",
         "PYTHON": sys.executable,
         "PYTHONPATH": str(Path(__file__).parents[2]),

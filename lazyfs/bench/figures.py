@@ -35,14 +35,19 @@ class Ratio:
     pairs: int
 
     @property
+    def is_sure(self) -> bool:
+        """Whether there are pairs enough for its bounds to mean something."""
+        return self.confidence >= _CONFIDENCE
+
+    @property
     def is_clear(self) -> bool:
-        return self.confidence >= _CONFIDENCE and (self.low > 1 or self.high < 1)
+        return self.is_sure and (self.low > 1 or self.high < 1)
 
     def __str__(self) -> str:
         between = f"{self.low:.2f} to {self.high:.2f}, {self.confidence:.0%} of {self.pairs} pairs"
         if self.is_clear:
             return f"{self.median:.2f} ({between})"
-        if self.confidence < _CONFIDENCE:
+        if not self.is_sure:
             return f"too few runs for a ratio: {self.pairs} of at least 5"
         return f"no difference beyond the noise ({between})"
 

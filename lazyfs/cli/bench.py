@@ -144,3 +144,40 @@ def start(
     else:
         click.echo(markdown(results), nl=False)
     return 1 if results.failures else 0
+
+
+@bench.command(short_help="Tell what became slower between two measurements.")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1000),
+    default=10.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="More than this is worse.",
+)
+@json_option
+def compare(old: Path, new: Path, threshold: float, as_json: bool) -> int:
+    """Tell what became slower between two measurements (`lazyfs bench start -o FILE`); exit code 1 if anything did.
+
+    Times are compared as ratios to the other way of the same round, so that the two may have met the machine in
+    different states; and only where the difference is larger than the noise. Bytes, requests and reads are compared as
+    they are.
+
+    \b
+    Example:
+      lazyfs bench compare --threshold 5 main.json branch.json
+    """
+    from dataclasses import asdict
+
+    from lazyfs.bench.compare import compare as compare_results
+    from lazyfs.bench.compare import table
+    from lazyfs.bench.results import read_results
+
+    changes = compare_results(read_results(old), read_results(new), threshold / 100)
+    if as_json:
+        print_json([asdict(each) for each in changes])
+    else:
+        click.echo(table(changes))
+    return 1 if any(each.verdict.is_bad for each in changes) else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.images import RECIPES, BuildError, BuiltImage, Recipe, ensure
-from benchmarks.images.recipes import Busybox
+from benchmarks.images.recipe import Busybox
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -21,7 +21,7 @@ _REPOSITORY = Path(__file__).parents[2]
 _BLOCKED = """
 from pathlib import Path
 from benchmarks.images import Recipe, ensure
-from benchmarks.images.recipes import Busybox
+from benchmarks.images.recipe import Busybox
 ensure(Recipe("blocked", Busybox(), (": >/started; exec tail -f /started",), {}), Path("cache"))
 """
 
