@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench kill lock clean
+.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench bench-quick kill lock clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,8 +39,11 @@ types: setup-test ## mypy, strict
 imports: setup-test ## import-linter: which part may know which
 	.venv/bin/lint-imports
 
-bench: setup-test ## measure against what people use now
-	@$(PYTHON_BIN) -m benchmarks
+bench: setup-test ## measure against what people use now, half an hour (ARGS=--resume goes on with one that was ended)
+	@$(PYTHON_BIN) -m benchmarks $(ARGS)
+
+bench-quick: setup-test ## three images, started by lazyfs and by containerd's overlayfs, in three minutes
+	@$(PYTHON_BIN) -m benchmarks.suite --quick
 
 kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (half an hour)
 	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000

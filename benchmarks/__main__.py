@@ -1,9 +1,9 @@
-"""`make bench`: every measurement in turn, with few runs. Takes root, and less than ten minutes.
+"""`make bench`: every measurement in turn, with few runs. Takes root, and less than half an hour.
 
-    python -m benchmarks [--cache DIR] [--results DIR]
+    python -m benchmarks [--only NAME…] [--resume] [--cache DIR] [--results DIR]
 
 Writes the figures of each as JSON, and one table of all that have a bar, in Markdown. Each measurement is a program of
-its own with more to choose: `python -m benchmarks.convert_speed --help`.
+its own with more to choose: `python -m benchmarks.convert_speed --help`. --resume goes on with a run that was ended.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,12 +37,14 @@ from benchmarks import (
     run_speed,
     sequential,
     snapshotter_speed,
+    suite,
     tree_speed,
     whole_image,
 )
 from benchmarks.images import BuildError
 from benchmarks.process import FailedError
 from benchmarks.report import Row, markdown, write_json
+from benchmarks.workloads import SUITE
 from lazyfs.errors import LazyfsError
 
 TREE_RUNS = 3
@@ -65,20 +68,35 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, default=Path("benchmarks/results"), help="default: %(default)s"
     )
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), metavar="NAME")
+    parser.add_argument("--resume", action="store_true", help="keep what a run that was ended has measured")
     arguments = parser.parse_args()
-    arguments.results.mkdir(parents=True, exist_ok=True)
+    kept = arguments.results / "rows"
+    if not arguments.resume:
+        shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     failed = False
-    for name, measure in MEASURES.items():
+    for name in arguments.only:
+        file = kept / f"{name}.json"
+        if file.exists():
+            rows += [Row(**each) for each in json.loads(file.read_text())]
+            continue
         print(f"{name} …", file=sys.stderr, flush=True)
+        began = time.monotonic()
         try:
-            rows += _in_own_process(measure, arguments.cache, arguments.results / f"{name}.json")
+            found = _in_own_process(MEASURES[name], arguments.cache, arguments.results / f"{name}.json")
+            write_json(file, found)
+            rows += found
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         except (BuildError, FailedError, LazyfsError, subprocess.CalledProcessError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
     table = f"{_machine()}\n\n{markdown(rows)}\n"
     (arguments.results / "table.md").write_text(table)
     print(table)
+    if not failed:
+        shutil.rmtree(kept)
     return 1 if failed else 0
 
 
@@ -181,6 +199,12 @@ def _cold_starts(cache: Path, results: Path) -> list[Row]:
     return cold_start.rows(starts, sizes)
 
 
+def _suite(cache: Path, results: Path) -> list[Row]:
+    found = suite.run(list(SUITE), suite.LINKS, suite.ROUNDS, cache, results)
+    suite.write(found, results.parent)
+    return list(suite.rows(found))
+
+
 def _sequential(cache: Path, results: Path) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         figures = sequential.measure(Path(directory), cache, SEQUENTIAL_RUNS)
@@ -227,6 +251,7 @@ def _ladder(cache: Path, results: Path) -> list[Row]:
 
 
 MEASURES: Mapping[str, Measure] = {
+    "starts": _suite,
     "cold_start": _cold_starts,
     "tree_speed": _trees,
     "ladder": _ladder,

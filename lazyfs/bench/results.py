@@ -78,6 +78,20 @@ class Results:
             raise NodeError(f"cannot write the results to {file}: {error.strerror}") from error
 
 
+def merge(parts: Sequence[Results]) -> Results:
+    """One document of several measurements on one machine, of different images or links; the first says when."""
+    first = parts[0]
+    merged = Results(first.machine, first.seed, max(each.runs for each in parts))
+    for each in parts:
+        merged.images |= each.images
+        known = {proof.link for proof in merged.links}
+        merged.links += [proof for proof in each.links if proof.link not in known]
+        merged.starts += each.starts
+        merged.traces |= each.traces
+        merged.failures += each.failures
+    return merged
+
+
 def trace_key(image: str, link: str, way: str) -> str:
     return f"{image} | {link} | {way}"
 

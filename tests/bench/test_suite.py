@@ -1,0 +1,66 @@
+"""The suite's own parts: what is measured of which workload, and what becomes of the results."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suite
+from benchmarks.images import RECIPES, BuildError
+from benchmarks.workloads import QUICK, SUITE
+from lazyfs.bench.results import merge, read_results
+from lazyfs.errors import LazyfsError, NodeError
+from lazyfs.run.ready import parse_probe
+
+from .samples import made_up
+
+
+def test_workloads_have_images_and_can_be_told_ready() -> None:
+    for workload in SUITE.values():
+        assert workload.recipe in RECIPES
+        parse_probe(workload.ready)
+    assert set(QUICK) <= SUITE.keys()
+
+
+def test_a_ping_that_nobody_answers() -> None:
+    command = SUITE["redis"].ready.removeprefix("exec:")
+    assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode != 0
+
+
+def test_rows_hold_ours_against_local_starts_and_pulls() -> None:
+    rows = {row.measure: row for row in suite.rows(made_up())}
+    assert rows["app:1.0, 1gbit,2ms: lazyfs-pack"].bar == rows["app:1.0, 1gbit,2ms: local"].value
+    assert rows["app:1.0, 100mbit,20ms: lazyfs-pack"].bar == rows["app:1.0, 100mbit,20ms: overlayfs"].value
+    assert rows["app:1.0, 1gbit,2ms: lazyfs"].met
+    assert not rows["app:1.0, 1gbit,2ms: lazyfs-pack"].met
+
+
+def test_results_of_several_images_become_one() -> None:
+    one, other = made_up(images=("a",)), made_up(images=("b",))
+    other.failures.append("b: failed")
+    merged = merge([one, other])
+    assert merged.image_names == ["a", "b"]
+    assert merged.of("b", "1gbit,2ms", "lazyfs") == other.of("b", "1gbit,2ms", "lazyfs")
+    assert [each.link for each in merged.links] == ["1gbit,2ms", "100mbit,20ms"]
+    assert merged.failures == ["b: failed"]
+
+
+def test_a_workload_that_fails_is_told_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(name: str, *_: object) -> object:
+        if name == "nginx":
+            raise BuildError("no mirror")
+        if name == "go":
+            raise NodeError("did not get ready")
+        return made_up(images=(name,))
+
+    monkeypatch.setattr(suite, "_measured", measured)
+    found = suite.run(QUICK, suite.LINKS[:1], 1, tmp_path, tmp_path / "starts.json")
+    assert found.image_names == ["numpy"]
+    assert found.failures == ["nginx: no mirror", "go: did not get ready"]
+    suite.write(found, tmp_path / "results")
+    assert read_results(tmp_path / "results" / "starts.json") == found
+    assert "failed: go: did not get ready" in (tmp_path / "results" / "starts.md").read_text()
+    with pytest.raises(LazyfsError, match="no workload"):
+        suite.run(["go"], suite.LINKS[:1], 1, tmp_path, tmp_path / "starts.json")
