@@ -307,7 +307,7 @@ def test_answers_that_are_none(
 
 
 def test_a_daemon_that_does_not_answer(paths: NodePaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyfs.daemon.client.REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr("lazyfs.daemon.request.TIMEOUT", 0.05)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(paths.socket))
         listener.listen()
