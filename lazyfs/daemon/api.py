@@ -5,13 +5,13 @@ import logging
 import socket
 import socketserver
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from lazyfs.daemon.server_thread import ServerThread
 from lazyfs.errors import LazyfsError, NodeError, NotFoundError, UsageError
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,11 @@ class ControlServer:
 
     def __init__(self, listener: socket.socket, calls: dict[str, Call]) -> None:
         self._server = _Server(listener, calls)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="api", daemon=True
-        )
-        self._thread.start()
+        self._thread = ServerThread(self._server, "api")
 
     def close(self) -> None:
         """Answer what was asked; a connection that asks nothing is not waited for."""
-        self._server.shutdown()
-        self._thread.join()
+        self._thread.close()
         self._server.hang_up()
         self._server.server_close()
 

@@ -15,7 +15,6 @@ import logging
 import re
 import socket
 import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from lazyfs.daemon.server_thread import ServerThread
 from lazyfs.errors import LazyfsError, NodeError, NotFoundError, StoreError, UsageError
 from lazyfs.stores.base import Store
 from lazyfs.stores.node_stores import HOSTS
@@ -53,10 +53,7 @@ class ImageServer:
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror}",
                 hint="choose another address: `listen`, section [stores] of the node's config.toml",
             ) from error
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="images", daemon=True
-        )
-        self._thread.start()
+        self._thread = ServerThread(self._server, "images")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -65,8 +62,7 @@ class ImageServer:
 
     def close(self) -> None:
         """End now; who is in the middle of a blob sees the connection break."""
-        self._server.shutdown()
-        self._thread.join()
+        self._thread.close()
         self._server.hang_up()
         self._server.server_close()
 

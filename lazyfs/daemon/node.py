@@ -279,10 +279,18 @@ class Node:
         names = without_any(self._paths.images)
         return [name for name in names if name.rpartition("-")[0] not in launching]
 
-    def flush(self) -> None:
-        """Make durable what was cached since the last time, and keep the cache within its limit."""
-        self.cache.tick()
+    def is_launching(self) -> bool:
+        """Is there something that will be `settled`?"""
+        return bool(self._launched)
+
+    def flush(self, quiet: bool = False) -> bool:
+        """Make durable what was cached since the last time, and keep the cache within its limit.
+
+        `quiet` says that nothing is done just now. Returns whether there is something left to do.
+        """
+        left = self.cache.tick(quiet)
         self.care.forget_old(self._forget_days)
+        return left
 
     def close(self) -> None:
         self.launches.close()

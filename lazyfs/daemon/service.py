@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon import process
 from lazyfs.daemon.api import Call, ControlServer, Handover
 from lazyfs.daemon.cache_calls import cache_calls
+from lazyfs.daemon.housekeeping import Housekeeper
 from lazyfs.daemon.image_server import ImageServer
 from lazyfs.daemon.node import Node
 from lazyfs.errors import BusyError, NodeError, UsageError
@@ -36,7 +37,6 @@ from lazyfs.node.cache_settings import CacheSettings
 log = logging.getLogger(__name__)
 
 MAX_SETTLED = 256
-FLUSH_SECONDS = 5.0
 _FOR_IMAGES = ("lazyfs.formats.toc_check", "lazyfs.stores.registry.store", "encodings.idna")
 
 
@@ -97,11 +97,15 @@ class _Service:
 
     async def run(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        with closing(Housekeeper(self._node.cache.look_at_clock, self._keep_house)) as self._house:
+            self._node.cache.on_write = self._house.stir
+            await self._serve()
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(partial(serve, self._possessions.fuse, self._table, self._node.observe_read))
+            await nursery.start(partial(serve, self._possessions.fuse, self._table, self._observe_read))
             server = ControlServer(self._possessions.listener, self._calls())
-            nursery.start_soon(self._flush_often)
             await nursery.start(self._stop_on_signal)
             keeper = self._keeper
             if keeper is not None:
@@ -116,7 +120,7 @@ class _Service:
 
     def _calls(self) -> dict[str, Call]:
         node = self._node
-        return {
+        calls: dict[str, Call] = {
             "POST /v1/images": lambda body: node.open_image(
                 _argument(body, "reference", str),
                 Path(_argument(body, "directory", str)),
@@ -145,6 +149,7 @@ class _Service:
             "POST /v1/keeper": lambda _: self._hand_back(),
             **cache_calls(node.cache, node.care, node.stores.settings),
         }
+        return {name: self._stirring(call) for name, call in calls.items()}
 
     async def _obey(self, keeper: socket.socket) -> None:
         """Answer the keeper until it is gone."""
@@ -178,14 +183,26 @@ class _Service:
         self._nursery.start_soon(self._obey, ours)
         return Handover({"pid": os.getpid()}, (*self._possessions.descriptors(), theirs.fileno()), theirs)
 
-    async def _flush_often(self) -> None:
-        while True:
-            await trio.sleep(FLUSH_SECONDS)
-            await trio.to_thread.run_sync(self._node.flush)
-            names = await trio.to_thread.run_sync(self._node.settled)
-            if names and self._keeper is not None:
-                with suppress(OSError):  # its end is found where it is listened to
-                    link.send(self._keeper, {"say": "settled", "mounts": names[:MAX_SETTLED]})
+    def _observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
+        self._house.stir()
+        self._node.observe_read(inode, offset, size, waited)
+
+    def _stirring(self, call: Call) -> Call:
+        def stir(body: dict[str, Any]) -> dict[str, Any] | Handover:
+            self._house.stir()
+            return call(body)
+
+        return stir
+
+    def _keep_house(self, quiet: bool) -> bool:
+        more = self._node.flush(quiet)
+        names, keeper = self._node.settled(), self._keeper
+        if names and keeper is not None:
+            with suppress(OSError):  # its end is found where it is listened to
+                link.send(keeper, {"say": "settled", "mounts": names[:MAX_SETTLED]})
+        if quiet:
+            process.give_back()
+        return more or self._node.is_launching()
 
     async def _stop_on_signal(
         self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED

@@ -56,10 +56,11 @@ class Daemon:
 
     def ping(self) -> str:
         """Ask whether it lives. Returns why not, if it is to be given up."""
+        if self.unanswered:  # to look costs more than to ask
+            work = _work(self.pid)
+            self.idle = 0 if work != self.work else self.idle + 1
+            self.work = work
         self.unanswered += 1
-        work = _work(self.pid)
-        self.idle = 0 if work != self.work else self.idle + 1
-        self.work = work
         self.tell("ping")
         if self.unanswered > STOPPED_PINGS and _state(self.pid) == "T":
             return "is stopped"

@@ -97,10 +97,12 @@ class CacheRoom:
             directory.set_limit(limit)
             self.make(directory)
 
-    def keep_limits(self) -> None:
+    def keep_limits(self) -> bool:
+        """To be called now and then. Returns whether there is something that time alone may mend."""
         for directory in self.directories:
             if directory.due:
                 self.make(directory)
+        return any(directory.stale or directory.problem for directory in self.directories)
 
     def make(self, directory: CacheDirectory, need: int = 0) -> None:
         """Drop the least recently used chunks until the limit is kept, and `need` bytes more are free."""

@@ -65,6 +65,8 @@ class NodeCache(Surroundings):
         self._saved = 0
         self._copied_bytes = self._damaged = 0
         self.now = int(time.time())
+        self.on_write: Callable[[], None] = lambda: None
+        """Told of each write, before it."""
         self._keeping = ThreadPoolExecutor(1, thread_name_prefix="cache")
         self.room = CacheRoom(directories, self._drop_oldest, self._remove_unknown, self._keeping, report)
         for directory in directories:
@@ -143,21 +145,29 @@ class NodeCache(Surroundings):
             if directory is not None:
                 (directory.path / name / "held").unlink(missing_ok=True)
 
-    def tick(self) -> None:
-        """Make durable what was written, and keep the limit. To be called every few seconds."""
+    def look_at_clock(self) -> None:
+        """What is read from now on is marked with this time."""
         self.now = int(time.time())
+
+    def tick(self, quiet: bool = False) -> bool:
+        """Make durable what was written, and keep the limit. To be called every few seconds while things are done.
+
+        Returns whether it is to be called again although nothing is done (`quiet`).
+        """
+        self.look_at_clock()
+        save = quiet or self.now - self._saved >= SAVE_SECONDS
         with self._opening:
             layers = list(self._open.values())
         for cache in layers:
             try:
                 cache.flush()
-                if self.now - self._saved >= SAVE_SECONDS:
+                if save:
                     cache.save_times()
             except OSError as error:
                 self._report(f"sync: {error.strerror}")
-        if self.now - self._saved >= SAVE_SECONDS:
+        if save:
             self._saved = self.now
-        self.room.keep_limits()
+        return self.room.keep_limits()
 
     def choose(
         self, names: Iterable[str], rule: Callable[[list[tuple[Any, Any]]], list[list[int]]]
@@ -208,6 +218,7 @@ class NodeCache(Surroundings):
         self.files.close()
 
     def admit(self, cache: LayerFiles, size: int) -> bool:
+        self.on_write()
         return self.room.admit(cache, size)
 
     def arrived(self, cache: LayerFiles, size: int) -> None:
@@ -270,7 +281,7 @@ class NodeCache(Surroundings):
                 known.add(name)
 
     def _drop_oldest(self, directory: CacheDirectory, need: int) -> int:
-        self.now = int(time.time())  # what comes and goes fast needs a finer clock
+        self.look_at_clock()  # what comes and goes fast needs a finer one
         names = [name for name in directory.names() if name not in self.pinned]
         return self.drop(self.choose(names, partial(oldest, need=need)))
 
