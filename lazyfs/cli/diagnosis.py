@@ -65,7 +65,7 @@ def _fuse() -> Finding:
     found = "/dev/fuse is there" if there else "no /dev/fuse"
     version = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
     if there and version < REPEATING_KERNEL:
-        found += "; before Linux 6.9 readers that a killed daemon was serving wait until the node is aborted"
+        found += "; before Linux 6.9 reads that a killed daemon was serving may fail"
     return Finding("fuse", there, found, "modprobe fuse")
 
 

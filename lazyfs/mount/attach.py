@@ -3,7 +3,8 @@
 libfuse begins with the kernel's first request, which the kernel sends once and which is answered long since
 (`connection`). So the server is started on one end of a socket pair, is given a first request made by hand,
 and then finds the real descriptor under the number of the socket. The kernel is asked to repeat what an
-earlier server had taken and not answered, so no reader notices that there was one.
+earlier server had taken and not answered, so no reader notices that there was one. Before Linux 6.9, which cannot
+repeat, those readers get errors (`put_own_queue`).
 
 Never touch the mounted files from a process that serves them: if it is killed meanwhile, it waits
 for its own answer with the descriptor still open, and neither it nor a reader ever gets away.
@@ -18,7 +19,13 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import NodeError
-from lazyfs.mount.connection import MAX_BACKGROUND, ask_again, check_answer, first_request
+from lazyfs.mount.connection import (
+    MAX_BACKGROUND,
+    ask_again,
+    check_answer,
+    first_request,
+    put_own_queue,
+)
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.fuse import DeviceFiles, ReadObserver
 
@@ -59,10 +66,11 @@ async def serve(
         raise
     try:
         os.dup2(fd, own, inheritable=False)
+        if not ask_again(own):
+            put_own_queue(fd, own)
+            log.info("this kernel repeats no requests: what a server had taken fails when it is killed")
         # A request that is taken back between poll and read would block the loop, and with it every reader.
         os.set_blocking(own, False)
-        if not ask_again(own):
-            log.warning("this kernel repeats no requests: what a dead server had taken is never answered")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer_requests, nursery.cancel_scope)
             task_status.started()

@@ -9,6 +9,7 @@ FUSE, so it imports neither pyfuse3 nor an event loop.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import struct
@@ -52,6 +53,7 @@ _MINOR = 31
 """The youngest protocol whose structures are used here and by libfuse 3.10 and later alike."""
 _OLDEST_MINOR = 28  # FUSE_MAX_PAGES: Linux 4.20
 _NOTIFY_RESEND = 7
+_CLONE = 0x8004E500
 _ASYNC_READ = 1 << 0
 _BIG_WRITES = 1 << 5
 _DO_READDIRPLUS = 1 << 13
@@ -148,6 +150,20 @@ def ask_again(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def put_own_queue(fd: int, own: int) -> None:
+    """Make ``own`` another descriptor of the connection ``fd``, whose unanswered requests end in errors with it.
+
+    For kernels that repeat none: there a reader whom a killed server was serving would wait for ever.
+    FUSE_DEV_IOC_CLONE (Linux 4.2) gives the descriptor a queue of its own, which goes with the server's copy.
+    """
+    clone = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(clone, _CLONE, struct.pack("I", fd))
+        os.dup2(clone, own, inheritable=False)
+    finally:
+        os.close(clone)
 
 
 def _tune(target: Path) -> None:

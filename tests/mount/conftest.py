@@ -23,16 +23,17 @@ PATIENCE = 60.0
 class DeviceServer:
     """A running `tests.mount.device_server`; ``expected`` are parts of the errors that its log may show."""
 
-    def __init__(self, target: Path, log: Path, descriptor: int | None = None) -> None:
+    def __init__(self, target: Path, log: Path, descriptor: int | None = None, *, old: bool = False) -> None:
         self.target = target
         self.expected: list[str] = []
         self._log = log
         if descriptor is None:
             target.mkdir(exist_ok=True)
         passed = [] if descriptor is None else [descriptor]
+        more = ["old"] if old else []
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.mount.device_server", str(target), *map(str, passed)],
+                [sys.executable, "-m", "tests.mount.device_server", str(target), *map(str, passed), *more],
                 pass_fds=passed,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

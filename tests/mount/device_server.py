@@ -1,5 +1,6 @@
 """A FUSE front with synthetic devices, in a process of its own: `python -m tests.mount.device_server TARGET [FD]`:
-with a descriptor from `open_and_mount` it serves what is mounted already.
+with a descriptor from `open_and_mount` it serves what is mounted already; with `old` behind it as on a kernel that
+repeats no requests.
 
 Takes commands as lines of JSON on stdin (`{"do": name, ...}`, see `Commands`) and answers each with
 one on stdout. Ends, and unmounts, at the end of stdin or when unmounted.
@@ -22,6 +23,7 @@ from typing import Any
 import trio
 
 from lazyfs.errors import NotFoundError, StoreError
+from lazyfs.mount import attach
 from lazyfs.mount.attach import serve
 from lazyfs.mount.connection import open_and_mount
 from lazyfs.mount.device_table import DeviceTable
@@ -201,4 +203,6 @@ def answer(value: object) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if sys.argv[3:] == ["old"]:
+        setattr(attach, "ask_again", lambda _: False)  # noqa: B010 - it is not its own to export
     trio.run(main, Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB
+from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB, open_and_mount
 from lazyfs.mount.mountinfo import mount_at
 from lazyfs.mount.syscalls import unmount
 from tests.mount.conftest import DeviceServer, drop_pages, names
@@ -290,6 +290,29 @@ def test_a_killed_server_is_replaced(server: DeviceServer, temp_root: Path) -> N
         assert read(successor.add("plain", size=SIZE, seed=9), 0, SIZE) == pattern(9, 0, SIZE)
     finally:
         successor.close()
+
+
+def test_a_kernel_that_repeats_no_requests(temp_root: Path) -> None:
+    """As before Linux 6.9: who was being served is not left waiting for ever, and the next server serves all."""
+    target = temp_root / "devices"
+    target.mkdir()
+    kept = open_and_mount(target)
+    servers = [DeviceServer(target, temp_root / "first.log", kept, old=True)]
+    path = servers[0].add("plain", size=SIZE, seed=9, parts=[(0, SIZE, "stuck")])
+    # Not a thread: a process that starts others closes copies of what it has open, which waits for an answer as well.
+    reader = subprocess.Popen(["head", "-c", str(PAGE), path], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        servers[0].do("wait_for_readers", name="plain", count=1)
+        servers[0].kill()
+        servers.append(DeviceServer(target, temp_root / "second.log", kept, old=True))
+        servers[1].add("plain", size=SIZE, seed=9)
+        said, complaint = reader.communicate(timeout=20)
+        assert said == pattern(9, 0, PAGE) or b"error" in complaint or b"abort" in complaint
+        assert read(path, 0, SIZE) == pattern(9, 0, SIZE)
+    finally:
+        os.close(kept)
+        servers[-1].close()
+        reader.communicate()
 
 
 def test_no_mount_without_root(temp_root: Path) -> None:
