@@ -129,7 +129,7 @@ def measure(inodes: int, layers: int, runs: int) -> Result:
     sizes = [each.chunks.device_size for each in tocs]
     tree = merge([each.tree for each in tocs])
 
-    def all_of_it() -> bytes:
+    def all_of_it() -> bytearray:
         decoded = [toc.decode(each) for each in data]
         return build(merge([each.tree for each in decoded]), [each.chunks.device_size for each in decoded])
 

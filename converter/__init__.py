@@ -10,6 +10,7 @@ Read it from top to bottom:
     cuts        where to cut
     data        what of the stream is data of files
     appendix    what a sparse file's data needs where its tar form cannot be mapped
+    memory      large arrays given back to the system
     blob        the new blob: frames in order, appendix, TOC, seek table
     check       the proof that a converted image is right
     copy        images from store to store as they are

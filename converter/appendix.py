@@ -14,7 +14,7 @@ from typing import IO, Self
 
 from lazyfs.errors import LimitError, StoreError
 from lazyfs.formats.bootstrap import MAX_CHUNK_INDEXES, chunk_bits
-from lazyfs.formats.layer_tree import APPENDIX, Segment
+from lazyfs.formats.layer_columns import APPENDIX, Segment
 from lazyfs.formats.tarwalk import Member, Source
 
 BLOCK = 512
@@ -25,7 +25,7 @@ _FREE_SIZE = 64 << 20
 
 
 class Appendix:
-    """Collects realigned data; offsets it gives count from `layer_tree.APPENDIX`."""
+    """Collects realigned data; offsets it gives count from `layer_columns.APPENDIX`."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer

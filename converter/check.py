@@ -15,6 +15,7 @@ import numpy as np
 
 from converter.appendix import BLOCK, Appendix
 from converter.data import StreamData
+from converter.memory import unmap_large_blocks
 from converter.unpack import as_file, plain_layer
 from lazyfs.errors import IntegrityError
 from lazyfs.formats import seekable, toc
@@ -54,6 +55,7 @@ def check_image(
 ) -> CheckReport:
     """Prove the image, or raise an error that names the first thing that is wrong."""
     began = time.monotonic()
+    unmap_large_blocks()
     image = load_image(store, reference)
     tocs: list[toc.Toc] = []
     for number, (layer, diff_id) in enumerate(image.layers, 1):

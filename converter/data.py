@@ -13,8 +13,8 @@ class StreamData:
     """Remembers the data of every member, in stream order."""
 
     def __init__(self) -> None:
-        self._offsets = array("q")
-        self._lengths = array("q")
+        self._offsets = array("Q")
+        self._lengths = array("Q")
 
     def of(self, member: Member) -> list[tuple[int, int]]:
         """The member's data that is mapped where the stream holds it: (stream offset, length)."""
@@ -30,8 +30,12 @@ class StreamData:
         return ranges
 
     def strays(self, tree: Tree) -> Strays:
-        """What was remembered and is not in the tree: data of members that a later one replaced."""
-        offsets = np.array(self._offsets, np.uint64)
-        stray = ~np.isin(offsets, np.concatenate((tree.inodes.data, tree.sparse.data)))
+        """What was remembered and is not in the tree: data of members that a later one replaced. Forgets all."""
+        offsets = np.frombuffer(self._offsets, np.uint64)
         # No file has its data at offset 0, where the first header is, so the zeros of other inodes do no harm.
-        return Strays(offsets[stray], np.array(self._lengths, np.uint64)[stray])
+        known = np.concatenate((tree.inodes.data, tree.sparse.data))
+        known.sort()
+        stray = known[np.searchsorted(known, offsets, side="right") - 1] != offsets
+        strays = Strays(offsets[stray], np.frombuffer(self._lengths, np.uint64)[stray])
+        self._offsets, self._lengths = array("Q"), array("Q")
+        return strays

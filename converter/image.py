@@ -8,10 +8,11 @@ from converter import records
 from converter.copy import copy_blob, copy_tree
 from converter.launch import attach_pack, open_tocs, put_pack, with_pack
 from converter.layer import Settings, convert_layer
+from converter.memory import unmap_large_blocks
 from converter.progress import LayerReport, Progress, Silent
 from lazyfs.errors import UnsupportedError
 from lazyfs.formats import toc
-from lazyfs.formats.bootstrap import build
+from lazyfs.formats.bootstrap import check
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import (
     FOREIGN_LAYER_TYPES,
@@ -63,6 +64,7 @@ def convert_image(
     With a `profile` each image gets its launch pack, which its layers' annotations name.
     """
     began = time.monotonic()
+    unmap_large_blocks()
     tag = target_reference.tag_to_write()
     conversion = _Conversion(source, target, settings, progress or Silent(), profile)
     top = source.resolve(source_reference.selector)
@@ -110,7 +112,7 @@ class _Conversion:
             layers.append(descriptor)
             tocs.append(layer_toc)
         # What a node will do with these TOCs must succeed now, not at the first start.
-        build(merge([each.tree for each in tocs]), [each.chunks.device_size for each in tocs])
+        check(merge([each.tree for each in tocs]), [each.chunks.device_size for each in tocs])
         copy_blob(self.source, image.manifest.config, self.target)
         config = replace(image.manifest.config, media_type=OCI_CONFIG)
         manifest = replace(image.manifest, media_type=OCI_MANIFEST, config=config, layers=tuple(layers))

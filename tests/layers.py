@@ -81,7 +81,7 @@ def convert_image_files(streams: Sequence[bytes], directory: Path, compression: 
     return ImageFiles(tocs, devices, bootstrap)
 
 
-def build_bootstrap(tocs: Sequence[Toc]) -> bytes:
+def build_bootstrap(tocs: Sequence[Toc]) -> bytearray:
     return build(merge([each.tree for each in tocs]), [each.chunks.device_size for each in tocs])
 
 
@@ -101,13 +101,13 @@ def inode_paths(tree: Tree | ImageTree) -> dict[bytes, int]:
     """Each path of a tree and its inode, or WHITEOUT."""
     paths: dict[bytes, int] = {b"": 0}
     directories = {0: b""}
-    row = 0
+    names, row = list(tree.names), 0
     kinds = tree.inodes.mode & 0o170000
     for directory, count in zip(
         (kinds == stat.S_IFDIR).nonzero()[0].tolist(), tree.counts.tolist(), strict=True
     ):
         for name, inode in zip(
-            tree.names[row : row + count], tree.entries[row : row + count].tolist(), strict=True
+            names[row : row + count], tree.entries[row : row + count].tolist(), strict=True
         ):
             path = join(directories[directory], name)
             paths[path] = inode

@@ -29,8 +29,9 @@ import numpy.typing as npt
 from lazyfs.errors import LimitError
 from lazyfs.formats import erofs
 from lazyfs.formats.bootstrap_dirs import Directories, lay_out_directories
+from lazyfs.formats.columns import batches, ranges
 from lazyfs.formats.erofs import INODE, SLOT
-from lazyfs.formats.image_tree import ImageTree, ranges
+from lazyfs.formats.image_tree import ImageTree
 from lazyfs.formats.toc import Xattrs
 
 VERSION = 1
@@ -67,7 +68,7 @@ class _Placement:
     """Where each inode lies, and which data layout it has. Offsets are bytes in the bootstrap."""
 
     offset: Ints
-    layout: Ints
+    layout: npt.NDArray[np.uint16]
     xattr_size: Ints
     end: int
 
@@ -79,13 +80,51 @@ class _SparseFile:
     addresses: Ints
 
 
-def build(tree: ImageTree, device_sizes: Sequence[int], shape: Shape = SEPARATE) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where everything lies; `directory_block`, `link_block` and `end` are in blocks."""
+
+    areas: list[bytes]
+    chunked: list[_SparseFile]
+    place: _Placement
+    directories: Directories
+    long_symlinks: Ints
+    link_blocks: Ints
+    directory_block: int
+    link_block: int
+    end: int
+    bases: Ints
+
+
+def build(tree: ImageTree, device_sizes: Sequence[int], shape: Shape = SEPARATE) -> bytearray:
     """The bootstrap of an image, whose layers' devices have `device_sizes` bytes (multiples of a block), lowest first.
 
     JOINED takes what `spread.spread` makes: one device and no sparse files; it begins where the bootstrap ends.
-    Raises LimitError where the image does not fit EROFS's 32-bit block addresses (2 TiB, joined 16), or where
+    Raises LimitError as `check` does.
+    """
+    plan, block = _plan(tree, device_sizes, shape), shape.block
+    written = bytearray(plan.end * block)
+    image = np.frombuffer(written, np.uint8)
+    _write_header(image, tree, int(plan.place.offset[0]), plan.bases, device_sizes, shape)
+    address = _data_addresses(tree, plan.bases, plan.directories, plan.directory_block, block)
+    address[plan.long_symlinks] = plan.link_block + np.cumsum(plan.link_blocks) - plan.link_blocks
+    _write_inodes(image, tree, plan.place, address, plan.directories)
+    _write_tails(image, tree, plan.place, plan.areas, plan.chunked, plan.bases)
+    written[plan.directory_block * block : plan.link_block * block] = plan.directories.blocks
+    _write_long_targets(image, tree, plan.long_symlinks, address * block)
+    return written
+
+
+def check(tree: ImageTree, device_sizes: Sequence[int]) -> None:
+    """Raise LimitError unless `build` can lay the image out, without the memory for the result.
+
+    It cannot where the image does not fit EROFS's 32-bit block addresses (2 TiB, joined 16), or where
     the bootstrap would be larger than MAX_SIZE: a small TOC can ask for very much.
     """
+    _plan(tree, device_sizes, SEPARATE)
+
+
+def _plan(tree: ImageTree, device_sizes: Sequence[int], shape: Shape) -> _Plan:
     block = shape.block
     if len(device_sizes) > MAX_DEVICES:
         raise LimitError(f"the image has {len(device_sizes)} layers, the limit is {MAX_DEVICES}")
@@ -98,19 +137,20 @@ def build(tree: ImageTree, device_sizes: Sequence[int], shape: Shape = SEPARATE)
     long_symlinks, link_blocks = _long_symlinks(tree, place, block)
     directory_block = _align(place.end, block) // block
     link_block = directory_block + len(directories.blocks) // block
-    own_size = (link_block + int(link_blocks.sum())) * block
-    _limit_size(own_size)
-    bases = _device_bases(own_size, device_sizes, block)
-
-    image = np.zeros(own_size, np.uint8)
-    _write_header(image, tree, int(place.offset[0]), bases, device_sizes, shape)
-    address = _data_addresses(tree, bases, directories, directory_block, block)
-    address[long_symlinks] = link_block + np.cumsum(link_blocks) - link_blocks
-    _write_inodes(image, tree, place, address, directories)
-    _write_tails(image, tree, place, areas, chunked, bases)
-    image[directory_block * block : link_block * block] = directories.blocks
-    _write_long_targets(image, tree, long_symlinks, address * block)
-    return image.tobytes()
+    end = link_block + int(link_blocks.sum())
+    _limit_size(end * block)
+    return _Plan(
+        areas=areas,
+        chunked=chunked,
+        place=place,
+        directories=directories,
+        long_symlinks=long_symlinks,
+        link_blocks=link_blocks,
+        directory_block=directory_block,
+        link_block=link_block,
+        end=end,
+        bases=_device_bases(end * block, device_sizes, block),
+    )
 
 
 def _align(value: int, unit: int) -> int:
@@ -148,7 +188,7 @@ def _place_inodes(
     count = len(kind)
     area_sizes = np.array([0] + [len(area) for area in areas], np.int64)
     xattr_size = area_sizes[tree.inodes.xattrs]
-    layout = np.full(count, erofs.LAYOUT_PLAIN, np.int64)
+    layout = np.full(count, erofs.LAYOUT_PLAIN, np.uint16)
     short = (kind == stat.S_IFLNK) & (xattr_size == 0) & (size <= block - INODE.itemsize)
     layout[short] = erofs.LAYOUT_INLINE
     extra = xattr_size.copy()
@@ -228,26 +268,29 @@ def _write_inodes(
     image: Buffer, tree: ImageTree, place: _Placement, address: Ints, directories: Directories
 ) -> None:
     inodes = tree.inodes
-    is_dir = (inodes.mode & 0o170000) == stat.S_IFDIR
-    records = np.zeros(len(inodes), INODE)
-    records["format"] = 1 | place.layout << 1
-    icount = (place.xattr_size - erofs.XATTR_HEADER_SIZE) // 4 + 1
-    records["xattr_icount"] = np.where(place.xattr_size > 0, icount, 0)
-    records["mode"] = inodes.mode
-    records["size"] = inodes.size
-    records["size"][is_dir] = directories.size
-    records["u"] = address
-    records["ino"] = np.arange(1, len(inodes) + 1)
-    records["uid"] = inodes.uid
-    records["gid"] = inodes.gid
-    records["mtime"] = inodes.mtime
-    records["nsec"] = inodes.nsec
-    records["nlink"] = tree.links
-    rows = records.view(np.uint8).reshape(len(records), INODE.itemsize)
+    size = inodes.size.copy()
+    size[(inodes.mode & 0o170000) == stat.S_IFDIR] = directories.size
     # Offsets are multiples of 32: two half-inodes each, so that whole rows are copied rather than bytes.
     halves = image.reshape(-1, SLOT)
-    halves[place.offset // SLOT] = rows[:, :SLOT]
-    halves[place.offset // SLOT + 1] = rows[:, SLOT:]
+    for batch in batches(len(inodes)):
+        xattr_size = place.xattr_size[batch]
+        records = np.zeros(len(xattr_size), INODE)
+        records["format"] = 1 | place.layout[batch] << 1
+        icount = (xattr_size - erofs.XATTR_HEADER_SIZE) // 4 + 1
+        records["xattr_icount"] = np.where(xattr_size > 0, icount, 0)
+        records["mode"] = inodes.mode[batch]
+        records["size"] = size[batch]
+        records["u"] = address[batch]
+        records["ino"] = np.arange(batch.start + 1, batch.stop + 1)
+        records["uid"] = inodes.uid[batch]
+        records["gid"] = inodes.gid[batch]
+        records["mtime"] = inodes.mtime[batch]
+        records["nsec"] = inodes.nsec[batch]
+        records["nlink"] = tree.links[batch]
+        rows = records.view(np.uint8).reshape(len(records), INODE.itemsize)
+        slot = place.offset[batch] // SLOT
+        halves[slot] = rows[:, :SLOT]
+        halves[slot + 1] = rows[:, SLOT:]
 
 
 def _write_tails(
@@ -262,10 +305,10 @@ def _write_tails(
     symlinks = np.flatnonzero((tree.inodes.mode & 0o170000) == stat.S_IFLNK)
     inline = place.layout[symlinks] == erofs.LAYOUT_INLINE
     sizes = tree.inodes.size[symlinks].astype(np.int64)
-    joined = np.frombuffer(b"".join(tree.targets), np.uint8)
-    starts = np.cumsum(sizes) - sizes
+    text = np.frombuffer(tree.targets.data, np.uint8)
+    starts = tree.targets.start[:-1].astype(np.int64)
     into = ranges(place.offset[symlinks[inline]] + INODE.itemsize, sizes[inline])
-    image[into] = joined[ranges(starts[inline], sizes[inline])]
+    image[into] = text[ranges(starts[inline], sizes[inline])]
     for inode in np.flatnonzero(tree.inodes.xattrs > 0).tolist():
         area = areas[int(tree.inodes.xattrs[inode]) - 1]
         at = int(place.offset[inode]) + INODE.itemsize

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lazyfs.formats.columns import batches, ranges, shares
 from lazyfs.formats.erofs import DIRENT
-from lazyfs.formats.image_tree import ImageTree, ranges
+from lazyfs.formats.image_tree import ImageTree
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
+"""All that MAX_INODES entries need of directory blocks is less than 2^31 bytes."""
 
 _FILE_TYPES = {
     stat.S_IFREG: 1,
@@ -30,14 +32,14 @@ _FILE_TYPES = {
 class Directories:
     """`blocks` of all directories in inode order; first block (from 0) and size in bytes of each."""
 
-    blocks: npt.NDArray[np.uint8]
+    blocks: bytearray
     first_block: Ints
     size: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """All dirents in the order in which they are written: the tree's entries, with `.` and `..` put in."""
+    """Dirents in the order in which they are written: the tree's entries, with `.` and `..` put in."""
 
     directory: Ints
     inode: Ints
@@ -46,69 +48,91 @@ class _Rows:
     length: Ints
 
 
-def lay_out_directories(tree: ImageTree, nids: Ints, size: int) -> Directories:
+def lay_out_directories(tree: ImageTree, nids: npt.NDArray[np.int64], size: int) -> Directories:
     """`size` is that of a block."""
-    rows = _rows(tree)
-    sizes = rows.length + DIRENT.itemsize
-    opens, block = _fill_blocks(rows.directory, sizes, size)
+    inodes = np.flatnonzero((tree.inodes.mode & 0o170000) == stat.S_IFDIR).astype(np.int32)
+    parents = _parents(tree, inodes)
+    end = np.cumsum(tree.counts, dtype=np.int32)
+    blocks, first_blocks, sizes = bytearray(), [], []
+    for part in shares(tree.counts):
+        entries = slice(int(end[part.start] - tree.counts[part.start]), int(end[part.stop - 1]))
+        rows = _rows(tree, inodes[part], parents[part], tree.counts[part], entries)
+        first_block, used = _write(blocks, tree, rows, nids, size)
+        first_blocks.append(first_block)
+        sizes.append(used)
+    return Directories(blocks, np.concatenate(first_blocks), np.concatenate(sizes))
+
+
+def _write(
+    blocks: bytearray, tree: ImageTree, rows: _Rows, nids: npt.NDArray[np.int64], size: int
+) -> tuple[Ints, Ints]:
+    """Add the blocks of some directories; the first block of each, and how many bytes it has."""
+    opens, block = _fill_blocks(rows.directory, rows.length + DIRENT.itemsize, size)
     types = np.zeros(16, np.uint8)
     for mode, file_type in _FILE_TYPES.items():
         types[mode >> 12] = file_type
 
-    starts = np.flatnonzero(opens)
-    entries_in_block = np.diff(np.concatenate((starts, [len(block)])))
-    nth = np.arange(len(block)) - np.repeat(starts, entries_in_block)
-    text_before = np.cumsum(rows.length) - rows.length
-    name_offset = (
-        np.repeat(entries_in_block * DIRENT.itemsize - text_before[starts], entries_in_block) + text_before
-    )
+    starts = np.flatnonzero(opens).astype(np.int32)
+    in_block = np.diff(starts, append=np.int32(len(block)))
+    text_before = np.cumsum(rows.length, dtype=np.int32) - rows.length
+    name_offset = np.repeat(in_block * DIRENT.itemsize - text_before[starts], in_block) + text_before
 
-    dirents = np.zeros(len(block), DIRENT)
-    dirents["nid"] = nids[rows.inode]
-    dirents["nameoff"] = name_offset
-    dirents["type"] = types[tree.inodes.mode[rows.inode] >> 12]
-    blocks = np.zeros((int(block[-1]) + 1) * size, np.uint8)
+    written = np.zeros((int(block[-1]) + 1) * size, np.uint8)
     # Dirents are multiples of 4 bytes at multiples of 4: three words each, so that words are copied, not bytes.
-    words = blocks.view("<u4")
-    at = (block * size + nth * DIRENT.itemsize) // 4
-    for word, values in enumerate(dirents.view("<u4").reshape(-1, 3).T):
-        words[at + word] = values
-    blocks[ranges(block * size + name_offset, rows.length)] = rows.text[ranges(rows.text_start, rows.length)]
+    words = written.view("<u4")
+    for batch in batches(len(block)):
+        inode = rows.inode[batch]
+        dirents = np.zeros(len(inode), DIRENT)
+        dirents["nid"] = nids[inode]
+        dirents["nameoff"] = name_offset[batch]
+        dirents["type"] = types[tree.inodes.mode[inode] >> 12]
+        nth = np.arange(batch.start, batch.stop, dtype=np.int32) - starts[block[batch]]
+        at = (block[batch] * size + nth * DIRENT.itemsize) // 4
+        for word, values in enumerate(dirents.view("<u4").reshape(-1, 3).T):
+            words[at + word] = values
+        into = ranges(block[batch] * size + name_offset[batch], rows.length[batch])
+        written[into] = rows.text[ranges(rows.text_start[batch], rows.length[batch])]
 
     last = np.flatnonzero(np.concatenate((rows.directory[1:] != rows.directory[:-1], [True])))
     first = np.concatenate(([0], last[:-1] + 1))
     used = name_offset[last] + rows.length[last]
-    return Directories(blocks, block[first], (block[last] - block[first]) * size + used)
+    earlier = len(blocks) // size
+    blocks += written.data
+    return earlier + block[first], (block[last] - block[first]) * size + used
 
 
-def _rows(tree: ImageTree) -> _Rows:
-    directories = np.flatnonzero((tree.inodes.mode & 0o170000) == stat.S_IFDIR)
-    counts = tree.counts
-    lengths = np.fromiter(map(len, tree.names), np.int64, len(tree.names))
-    text = np.frombuffer(b"".join(tree.names) + b"..", np.uint8)
-    text_start = np.cumsum(lengths) - lengths
-    owner = np.repeat(np.arange(len(directories)), counts)
-    before_dot, before_dotdot = _before_dots(text, text_start, lengths)
-    dot_at = np.bincount(owner, weights=before_dot, minlength=len(directories)).astype(np.int64)
-    dotdot_at = np.bincount(owner, weights=before_dotdot, minlength=len(directories)).astype(np.int64)
-
-    parent = np.zeros(len(tree.inodes), np.int64)
+def _parents(tree: ImageTree, inodes: Ints) -> Ints:
+    """For each directory that which has an entry for it; the root is its own."""
+    owner = np.repeat(inodes, tree.counts)
     is_dir = (tree.inodes.mode[tree.entries] & 0o170000) == stat.S_IFDIR
-    parent[tree.entries[is_dir]] = directories[owner[is_dir]]
+    parent = np.zeros(len(tree.inodes), np.int32)
+    parent[tree.entries[is_dir]] = owner[is_dir]
+    return parent[inodes]
 
-    start = np.cumsum(counts + 2) - (counts + 2)
-    nth = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    at = start[owner] + nth + ~before_dot + ~before_dotdot
-    total = len(owner) + 2 * len(directories)
-    inode, begin, length = (np.zeros(total, np.int64) for _ in range(3))
-    dots = np.full(len(directories), len(text) - 2)
+
+def _rows(tree: ImageTree, inodes: Ints, parents: Ints, counts: Ints, entries: slice) -> _Rows:
+    """The dirents of the directories `inodes`, whose `counts` entries are these of the tree."""
+    start = tree.names.start[entries.start : entries.stop + 1]
+    text = np.frombuffer(tree.names.data[start[0] : start[-1]] + b"..", np.uint8)
+    start = (start - start[0]).astype(np.int32)
+    text_start, lengths = start[:-1], np.diff(start) - 1
+    owner = np.repeat(np.arange(len(inodes), dtype=np.int32), counts)
+    before_dot, before_dotdot = _before_dots(text, text_start, lengths)
+    dot_at = np.bincount(owner, weights=before_dot, minlength=len(inodes)).astype(np.int32)
+    dotdot_at = np.bincount(owner, weights=before_dotdot, minlength=len(inodes)).astype(np.int32)
+
+    first = np.cumsum(counts + 2, dtype=np.int32) - (counts + 2)
+    at = np.arange(len(owner), dtype=np.int32) + 2 * owner + ~before_dot + ~before_dotdot
+    total = len(owner) + 2 * len(inodes)
+    inode, begin, length = (np.zeros(total, np.int32) for _ in range(3))
+    dots = np.full(len(inodes), len(text) - 2)
     for where, values in (
-        (at, (tree.entries, text_start, lengths)),
-        (start + dot_at, (directories, dots, np.ones(len(directories), np.int64))),
-        (start + dotdot_at + 1, (parent[directories], dots, np.full(len(directories), 2))),
+        (at, (tree.entries[entries], text_start, lengths)),
+        (first + dot_at, (inodes, dots, np.ones(len(inodes), np.int32))),
+        (first + dotdot_at + 1, (parents, dots, np.full(len(inodes), 2))),
     ):
         inode[where], begin[where], length[where] = values
-    return _Rows(np.repeat(np.arange(len(directories)), counts + 2), inode, text, begin, length)
+    return _Rows(np.repeat(np.arange(len(inodes), dtype=np.int32), counts + 2), inode, text, begin, length)
 
 
 def _before_dots(
@@ -125,7 +149,7 @@ def _before_dots(
 def _fill_blocks(directory: Ints, sizes: Ints, block: int) -> tuple[npt.NDArray[np.bool_], Ints]:
     """Which rows open a block, and the block of each row; a directory starts in a block of its own."""
     opens = np.concatenate(([True], directory[1:] != directory[:-1]))
-    ends = np.cumsum(sizes)
+    ends = np.cumsum(sizes, dtype=np.int32)
     bounds = np.concatenate((np.flatnonzero(opens), [len(sizes)]))
     totals = np.diff(np.concatenate(([0], ends[bounds[1:] - 1])))
     starts_extra: list[int] = []
@@ -133,9 +157,9 @@ def _fill_blocks(directory: Ints, sizes: Ints, block: int) -> tuple[npt.NDArray[
         at, end = int(bounds[index]), int(bounds[index + 1])
         while True:
             base = int(ends[at] - sizes[at])
-            at = int(np.searchsorted(ends[at:end], base + block, side="right")) + at
+            at += int(np.searchsorted(ends[at:end], np.int32(base + block), side="right"))
             if at >= end:
                 break
             starts_extra.append(at)
     opens[starts_extra] = True
-    return opens, np.cumsum(opens) - 1
+    return opens, np.cumsum(opens, dtype=np.int32) - 1

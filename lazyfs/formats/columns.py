@@ -5,8 +5,9 @@ out in planes they are runs, and zstd takes them away. On the TOC of a Debian ro
 (11,000 inodes) planes make the compressed TOC a third smaller than rows or plain columns.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from lazyfs.errors import BadInputError
 
 Column = npt.NDArray[Any]
+Number = TypeVar("Number", bound=np.signedinteger[Any])
+BATCH = 1 << 16
 
 
 def to_planes(values: Column, dtype: str) -> bytes:
@@ -31,6 +34,26 @@ def from_planes(data: bytes, dtype: str, count: int, name: str) -> Column:
         )
     planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, count)
     return np.ascontiguousarray(planes.T).view(kind).reshape(count).astype(dtype, copy=False)
+
+
+def ranges(start: npt.NDArray[Number], count: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """The concatenation of `range(start[i], start[i] + count[i])`."""
+    ends = np.cumsum(count, dtype=start.dtype)
+    flat = np.repeat(start - (ends - count), count)
+    flat += np.arange(len(flat), dtype=start.dtype)
+    return flat
+
+
+def batches(count: int) -> Iterator[slice]:
+    """`count` rows, some at a time: for work that needs much memory for each of them."""
+    return (slice(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
+
+
+def shares(count: npt.NDArray[np.signedinteger[Any]]) -> Iterator[slice]:
+    """Rows that have `count` of something each, some at a time: about BATCH of it, or what a single row has."""
+    before = np.cumsum(count, dtype=np.int64) - count
+    cuts = np.flatnonzero(np.diff(before // BATCH, prepend=-1)).tolist()
+    return itertools.starmap(slice, itertools.pairwise((*cuts, len(count))))
 
 
 def take(table: Mapping[str, Any], name: str, kind: type, where: str) -> Any:

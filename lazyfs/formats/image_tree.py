@@ -11,17 +11,20 @@ shown, and makes one mount of any number of layers (docs/design.md has the figur
 """
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from lazyfs.errors import BadInputError, LimitError
+from lazyfs.formats.columns import Column, ranges, shares
 from lazyfs.formats.layer_view import resolve_links
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, WHITEOUT, Inodes, Sparse, Tree, Xattrs
+from lazyfs.formats.strings import Strings
+from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, Inodes, Sparse, Tree, Xattrs
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
+"""Rows of columns, of which there are at most MAX_INODES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class ImageTree:
     device: Ints
     links: Ints
     counts: Ints
-    names: list[bytes]
+    names: Strings
     entries: Ints
-    targets: list[bytes]
+    targets: Strings
     xattr_sets: list[Xattrs]
     sparse_inodes: Ints
     sparse: Sparse
@@ -46,18 +49,18 @@ class _Joined:
     """All layers in one numbering: inode i of layer l is `base[l] + i`. Directory columns are by inode."""
 
     base: Ints
-    mode: Ints
-    flags: Ints
+    mode: npt.NDArray[np.uint16]
+    flags: npt.NDArray[np.uint8]
     first_entry: Ints
     entry_count: Ints
-    names: list[bytes]
+    names: Strings
     rank: Ints
     target: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """The entries of all directories of one depth, in (directory, name) order."""
+    """The entries of directories of one depth, in (directory, name) order."""
 
     parent: Ints
     entry: Ints
@@ -65,6 +68,15 @@ class _Level:
     described_by: Ints
     below_group: Ints
     below_inode: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Entries of the image: of the directory `parent`, with the name of `entry`, for `inode` in the image's numbers."""
+
+    parent: Ints
+    entry: Ints
+    inode: Ints
 
 
 def merge(layers: Sequence[Tree]) -> ImageTree:
@@ -79,44 +91,52 @@ def merge(layers: Sequence[Tree]) -> ImageTree:
     if largest > MAX_INODES:
         raise LimitError(f"the image's layers have {largest} inodes or names, the limit is {MAX_INODES}")
     joined = _join(layers)
-    number = np.full(len(joined.mode), -1, np.int64)
+    number = np.full(len(joined.mode), -1, np.int32)
     roots = joined.base[::-1]
     number[roots[0]] = 0
     opaque = np.flatnonzero(joined.flags[roots] & FLAG_OPAQUE)
     described = np.flatnonzero((joined.flags[roots] & FLAG_IMPLIED) == 0)
     source = [roots[described[:1]] if len(described) else roots[:1]]
     contents = roots[: opaque[0] + 1] if len(opaque) else roots
-    owners = np.zeros(len(contents), np.int64)
-    levels: list[_Level] = []
-    numbered: list[Ints] = []
+    owners = np.zeros(len(contents), np.int32)
+    found: list[_Found] = []
     count = 1
     while len(contents):
-        level = _expand(joined, owners, contents)
-        fresh = _number(level.inode, number, count)
-        count += len(fresh)
-        source.append(level.described_by[fresh])
-        numbered.append(number[level.inode])
-        levels.append(level)
-        owners, contents = number[level.inode[level.below_group]], level.below_inode
-    return _assemble(layers, joined, np.concatenate(source), levels, numbered)
+        below: list[tuple[Ints, Ints]] = []
+        for part in _whole_directories(joined, owners, contents):
+            level = _expand(joined, owners[part], contents[part])
+            fresh = _number(level.inode, number, count)
+            count += len(fresh)
+            source.append(level.described_by[fresh])
+            found.append(_Found(level.parent, level.entry, number[level.inode]))
+            below.append((number[level.inode[level.below_group]], level.below_inode))
+        owners, contents = (np.concatenate(column) for column in zip(*below, strict=True))
+    return _assemble(layers, joined, np.concatenate(source), found)
+
+
+def _whole_directories(joined: _Joined, owners: Ints, contents: Ints) -> Iterator[slice]:
+    """Some of `contents` at a time, all that have one owner together."""
+    first = np.flatnonzero(np.concatenate(([True], owners[1:] != owners[:-1])))
+    edges = np.concatenate((first, [len(owners)]))
+    for share in shares(np.add.reduceat(joined.entry_count[contents], first)):
+        yield slice(edges[share.start], edges[share.stop])
 
 
 def _join(layers: Sequence[Tree]) -> _Joined:
-    sizes = np.array([len(layer.inodes) for layer in layers], np.int64)
-    base = np.cumsum(sizes) - sizes
-    names = [name for layer in layers for name in layer.names]
-    mode = np.concatenate([layer.inodes.mode for layer in layers]).astype(np.int64)
-    entry_count = np.zeros(len(mode), np.int64)
-    directories = np.flatnonzero((mode & 0o170000) == stat.S_IFDIR)
-    entry_count[directories] = np.concatenate([layer.counts for layer in layers])
-    target = np.concatenate([layer.entries for layer in layers]).astype(np.int64)
+    sizes = np.array([len(layer.inodes) for layer in layers], np.int32)
+    base = np.cumsum(sizes, dtype=np.int32) - sizes
+    names = Strings.join([layer.names for layer in layers])
+    mode = np.concatenate([layer.inodes.mode for layer in layers])
+    entry_count = np.zeros(len(mode), np.int32)
+    entry_count[(mode & 0o170000) == stat.S_IFDIR] = np.concatenate([layer.counts for layer in layers])
+    target = np.concatenate([layer.entries for layer in layers]).astype(np.int32)  # a whiteout becomes -1
     shift = np.repeat(base, [len(layer.entries) for layer in layers])
-    target = np.where(target == WHITEOUT, -1, target + shift)
+    target[target >= 0] += shift[target >= 0]
     return _Joined(
         base=base,
         mode=mode,
-        flags=np.concatenate([layer.inodes.flags for layer in layers]).astype(np.int64),
-        first_entry=np.cumsum(entry_count) - entry_count,
+        flags=np.concatenate([layer.inodes.flags for layer in layers]),
+        first_entry=np.cumsum(entry_count, dtype=np.int32) - entry_count,
         entry_count=entry_count,
         names=names,
         rank=_ranks(names, len(layers)),
@@ -124,20 +144,11 @@ def _join(layers: Sequence[Tree]) -> _Joined:
     )
 
 
-def _ranks(names: list[bytes], layers: int) -> Ints:
+def _ranks(names: Strings, layers: int) -> Ints:
     """Numbers that order names as their bytes do, within one directory."""
     if layers == 1:  # sorted within each directory already
-        return np.arange(len(names), dtype=np.int64)
-    order = {name: rank for rank, name in enumerate(sorted(set(names)))}
-    return np.fromiter(map(order.__getitem__, names), np.int64, len(names))
-
-
-def ranges(start: Ints, count: Ints) -> Ints:
-    """The concatenation of `range(start[i], start[i] + count[i])`."""
-    total = int(count.sum())
-    ends = np.cumsum(count)
-    flat: Ints = np.arange(total, dtype=np.int64) + np.repeat(start - (ends - count), count)
-    return flat
+        return np.arange(len(names), dtype=np.int32)
+    return names.ranks()
 
 
 def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
@@ -145,13 +156,14 @@ def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
     count = joined.entry_count[contents]
     entry = ranges(joined.first_entry[contents], count)
     parent = np.repeat(owners, count)
-    key = parent * (len(joined.names) + 1) + joined.rank[entry]
-    order = np.argsort(key, kind="stable")
-    entry, parent, key = entry[order], parent[order], key[order]
-    first = (
-        np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1]))) if len(key) else np.zeros(0, np.int64)
-    )
-    group = np.repeat(np.arange(len(first)), np.diff(np.concatenate((first, [len(key)]))))
+    key = parent.astype(np.int64) * (len(joined.names) + 1) + joined.rank[entry]
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        entry, parent, key = entry[order], parent[order], key[order]
+    opens = np.concatenate(([True], key[1:] != key[:-1]))[: len(key)]
+    del key
+    first = np.flatnonzero(opens).astype(np.int32)
+    group = np.cumsum(opens, dtype=np.int32) - 1
 
     inode = joined.target[entry]
     is_dir = (inode >= 0) & ((joined.mode[inode] & 0o170000) == stat.S_IFDIR)
@@ -159,13 +171,13 @@ def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
     ended = _earlier(~is_dir, first, group)
     open_ = is_dir & ~ended
     contributes = open_ & ~_earlier(is_dir & (flags & FLAG_OPAQUE != 0), first, group)
-    row = np.arange(len(key))
-    describes = np.where(open_ & (flags & FLAG_IMPLIED == 0), row, len(row))
+    row = np.arange(len(entry), dtype=np.int32)
+    describes = np.where(open_ & (flags & FLAG_IMPLIED == 0), row, np.int32(len(row)))
     described = np.minimum.reduceat(describes, first) if len(first) else describes
     described = np.where(described < len(row), described, first)
 
-    kept = np.flatnonzero(inode[first] >= 0)
-    new_group = np.full(len(first), -1, np.int64)
+    kept = np.flatnonzero(inode[first] >= 0).astype(np.int32)
+    new_group = np.full(len(first), -1, np.int32)
     new_group[kept] = np.arange(len(kept))
     below = np.flatnonzero(contributes)
     return _Level(
@@ -180,7 +192,7 @@ def _expand(joined: _Joined, owners: Ints, contents: Ints) -> _Level:
 
 def _earlier(mask: npt.NDArray[np.bool_], first: Ints, group: Ints) -> npt.NDArray[np.bool_]:
     """For each row: does `mask` hold for an earlier row of its group?"""
-    before: Ints = np.cumsum(mask, dtype=np.int64) - mask
+    before: Ints = np.cumsum(mask, dtype=np.int32) - mask
     earlier: npt.NDArray[np.bool_] = before > before[first][group]
     return earlier
 
@@ -189,38 +201,38 @@ def _number(inode: Ints, number: Ints, count: int) -> Ints:
     """Give the next numbers to inodes named for the first time; returns the rows that named them, in order."""
     candidates = np.flatnonzero(number[inode] < 0)
     _, index = np.unique(inode[candidates], return_index=True)
-    fresh = candidates[np.sort(index)]
+    fresh = candidates[np.sort(index)].astype(np.int32)
     number[inode[fresh]] = count + np.arange(len(fresh))
     return fresh
 
 
-def _assemble(
-    layers: Sequence[Tree], joined: _Joined, source: Ints, levels: list[_Level], numbered: list[Ints]
-) -> ImageTree:
-    parent = np.concatenate([level.parent for level in levels])
-    entry = np.concatenate([level.entry for level in levels])
-    entries = np.concatenate(numbered)
+def _assemble(layers: Sequence[Tree], joined: _Joined, source: Ints, found: list[_Found]) -> ImageTree:
+    parent, entry, entries = (
+        np.concatenate([getattr(each, column.name) for each in found]) for column in fields(_Found)
+    )
     xattr_sets, set_base = _join_xattrs(layers)
     columns = {
-        f.name: np.concatenate([getattr(layer.inodes, f.name) for layer in layers])[source]
-        for f in fields(Inodes)
+        column.name: _rows([getattr(layer.inodes, column.name) for layer in layers], source)
+        for column in fields(Inodes)
     }
-    device = np.searchsorted(joined.base, source, side="right") - 1
-    columns["xattrs"] = np.where(columns["xattrs"] > 0, columns["xattrs"] + set_base[device], 0)
+    device = np.searchsorted(joined.base, source, side="right").astype(np.int32) - 1
+    columns["xattrs"] = np.where(columns["xattrs"] > 0, columns["xattrs"] + set_base[device], 0).astype(
+        np.uint32
+    )
     columns["flags"] = np.zeros(len(source), np.uint8)
     is_dir = (columns["mode"] & 0o170000) == stat.S_IFDIR
     directories = np.flatnonzero(is_dir)
-    links = np.bincount(entries, minlength=len(source))
-    subdirectories = np.bincount(parent[is_dir[entries]], minlength=len(source))
-    final = np.full(len(joined.mode), -1, np.int64)
+    links = np.bincount(entries, minlength=len(source)).astype(np.int32)
+    subdirectories = np.bincount(parent[is_dir[entries]], minlength=len(source)).astype(np.int32)
+    final = np.full(len(joined.mode), -1, np.int32)
     final[source] = np.arange(len(source))
     sparse_inodes, sparse = _join_sparse(layers, joined.base, final)
     return ImageTree(
         inodes=Inodes(**columns),
         device=device,
         links=np.where(is_dir, 2 + subdirectories, links),
-        counts=np.bincount(parent, minlength=len(source))[directories],
-        names=[joined.names[index] for index in entry.tolist()],
+        counts=np.bincount(parent, minlength=len(source))[directories].astype(np.int32),
+        names=joined.names.take(entry),
         entries=entries,
         targets=_join_targets(layers, source),
         xattr_sets=xattr_sets,
@@ -229,24 +241,30 @@ def _assemble(
     )
 
 
+def _rows(columns: Sequence[Column], rows: Ints) -> Column:
+    """These rows of the columns, joined. Of an image of one layer they are that layer's own column."""
+    if len(columns) == 1 and np.array_equal(rows, np.arange(len(columns[0]))):
+        return columns[0]
+    return np.concatenate(columns)[rows]
+
+
 def _join_xattrs(layers: Sequence[Tree]) -> tuple[list[Xattrs], Ints]:
-    sizes = np.array([len(layer.xattr_sets) for layer in layers], np.int64)
-    return [pairs for layer in layers for pairs in layer.xattr_sets], np.cumsum(sizes) - sizes
+    sizes = np.array([len(layer.xattr_sets) for layer in layers], np.int32)
+    return [pairs for layer in layers for pairs in layer.xattr_sets], np.cumsum(sizes, dtype=np.int32) - sizes
 
 
-def _join_targets(layers: Sequence[Tree], source: Ints) -> list[bytes]:
+def _join_targets(layers: Sequence[Tree], source: Ints) -> Strings:
     mode = np.concatenate([layer.inodes.mode for layer in layers]) & 0o170000
-    targets = [target for layer in layers for target in layer.targets]
+    targets = Strings.join([layer.targets for layer in layers])
     position = np.cumsum((mode == stat.S_IFLNK) | (mode == 0)) - 1
-    symlinks = source[mode[source] == stat.S_IFLNK]
-    return [targets[index] for index in position[symlinks].tolist()]
+    return targets.take(position[source[mode[source] == stat.S_IFLNK]])
 
 
 def _join_sparse(layers: Sequence[Tree], base: Ints, final: Ints) -> tuple[Ints, Sparse]:
     """Sparse inodes and segments in the image's numbering and order, without those that are hidden."""
     shift = np.repeat(base, [len(layer.sparse.inode) for layer in layers])
-    owner = final[np.concatenate([layer.sparse.inode for layer in layers]).astype(np.int64) + shift]
-    files = np.concatenate([layer.sparse_inodes for layer in layers]).astype(np.int64)
+    owner = final[np.concatenate([layer.sparse.inode for layer in layers]).astype(np.int32) + shift]
+    files = np.concatenate([layer.sparse_inodes for layer in layers]).astype(np.int32)
     files = final[files + np.repeat(base, [len(layer.sparse_inodes) for layer in layers])]
     kept = np.flatnonzero(owner >= 0)
     order = kept[np.argsort(owner[kept], kind="stable")]

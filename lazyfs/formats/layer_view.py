@@ -17,7 +17,7 @@ from lazyfs.formats.toc import FLAG_OPAQUE, WHITEOUT, Tree
 _MAX_SYMLINK_HOPS = 40
 _MAX_STEPS = 4_000_000
 """Names looked up in one layer each, by all links of an image: some seconds."""
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 Found = list[tuple[int, int]]
 """One path in several layers: (layer, inode), topmost first; more than one only for directories."""
 
@@ -44,7 +44,7 @@ def resolve_links(layers: Sequence[Tree], base: Ints, target: Ints) -> Ints:
             look_up.resolved[index, link] = lower
     if not look_up.resolved:
         return target
-    table = np.arange(int(target.max()) + 1)
+    table = np.arange(int(target.max()) + 1, dtype=np.int32)
     for (layer_index, link), (lower_index, inode) in look_up.resolved.items():
         table[base[layer_index] + link] = base[lower_index] + inode
     return np.where(target >= 0, table[target], target)

@@ -77,7 +77,7 @@ def _pieces(tree: ImageTree, files: Ints, at: Ints) -> Pieces:
     sparse = tree.sparse
     owner = sparse.inode.astype(np.int64)
     starts = np.concatenate((at[whole], at[owner] + sparse.offset.astype(np.int64)))
-    layers = np.concatenate((tree.device[whole], tree.device[owner]))
+    layers = np.concatenate((tree.device[whole], tree.device[owner])).astype(np.int64)
     data = np.concatenate((tree.inodes.data[whole], sparse.data)).astype(np.int64)
     lengths = np.concatenate((tree.inodes.size[whole], sparse.length)).astype(np.int64)
     kept = np.flatnonzero(lengths > 0)

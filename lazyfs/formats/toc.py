@@ -13,7 +13,9 @@ Version history
 """
 
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -24,6 +26,7 @@ import zstandard
 from lazyfs.errors import BadInputError, LimitError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, ChunkTable
 from lazyfs.formats.columns import from_planes, take, to_planes
+from lazyfs.formats.strings import Strings
 
 VERSION = 1
 CODECS = ("zstd", "gzip", "lz4")
@@ -108,9 +111,9 @@ class Tree:
 
     inodes: Inodes
     counts: npt.NDArray[np.uint32]
-    names: list[bytes]
+    names: Strings
     entries: npt.NDArray[np.uint32]
-    targets: list[bytes]
+    targets: Strings
     xattr_sets: list[Xattrs]
     sparse_inodes: npt.NDArray[np.uint32]
     sparse: Sparse
@@ -152,25 +155,42 @@ def encode(toc: Toc) -> bytes:
         "tree": _encode_tree(toc.tree),
         "strays": {
             "count": len(toc.strays.offset),
-            "offset": to_planes(toc.strays.offset, "u8"),
-            "length": to_planes(toc.strays.length, "u8"),
+            "offset": partial(to_planes, toc.strays.offset, "u8"),
+            "length": partial(to_planes, toc.strays.length, "u8"),
         },
     }
-    return zstandard.ZstdCompressor(level=TOC_LEVEL).compress(msgpack.packb(document, use_bin_type=True))
+    return zstandard.ZstdCompressor(level=TOC_LEVEL).compress(_packed(document))
 
 
-def tree_bytes(tree: Tree) -> bytes:
+def tree_bytes(tree: Tree) -> bytearray:
     """The tree as it stands in a TOC, unpacked: equal trees have equal bytes."""
-    packed: bytes = msgpack.packb(_encode_tree(tree), use_bin_type=True)
+    return _packed(_encode_tree(tree))
+
+
+def _packed(document: dict[str, Any]) -> bytearray:
+    """The map as msgpack, column by column, so that not all of them are there twice."""
+    packed = bytearray()
+    for part in _parts(document):
+        packed += part
     return packed
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        yield msgpack.Packer().pack_map_header(len(value))
+        for key, each in value.items():
+            yield from _parts(key)
+            yield from _parts(each)
+    else:
+        yield msgpack.packb(value() if callable(value) else value, use_bin_type=True)
 
 
 def _encode_chunks(chunks: ChunkTable) -> dict[str, Any]:
     return {
         "count": len(chunks),
-        "length": to_planes(np.diff(chunks.start), "u4"),
-        "blob_offset": to_planes(chunks.blob_offset, "u8"),
-        "blob_length": to_planes(chunks.blob_length, "u4"),
+        "length": partial(to_planes, np.diff(chunks.start), "u4"),
+        "blob_offset": partial(to_planes, chunks.blob_offset, "u8"),
+        "blob_length": partial(to_planes, chunks.blob_length, "u4"),
         "digests": chunks.digests,
     }
 
@@ -180,25 +200,28 @@ def _encode_tree(tree: Tree) -> dict[str, Any]:
     return {
         "inodes": {
             "count": len(tree.inodes),
-            **{name: to_planes(getattr(tree.inodes, name), dtype) for name, dtype in INODE_COLUMNS.items()},
+            **{
+                name: partial(to_planes, getattr(tree.inodes, name), dtype)
+                for name, dtype in INODE_COLUMNS.items()
+            },
         },
         "entries": {
             "directories": len(tree.counts),
             "count": len(tree.entries),
-            "counts": to_planes(tree.counts, "u4"),
-            "names": b"".join(name + b"\0" for name in tree.names),
-            "inodes": to_planes(tree.entries, "u4"),
+            "counts": partial(to_planes, tree.counts, "u4"),
+            "names": tree.names.data,
+            "inodes": partial(to_planes, tree.entries, "u4"),
         },
-        "targets": b"".join(target + b"\0" for target in tree.targets),
+        "targets": tree.targets.data,
         "xattrs": _encode_xattrs(tree.xattr_sets),
         "sparse": {
             "files": len(tree.sparse_inodes),
             "count": len(sparse.inode),
-            "inodes": to_planes(tree.sparse_inodes, "u4"),
-            "inode": to_planes(sparse.inode, "u4"),
-            "offset": to_planes(sparse.offset, "u8"),
-            "data": to_planes(sparse.data, "u8"),
-            "length": to_planes(sparse.length, "u8"),
+            "inodes": partial(to_planes, tree.sparse_inodes, "u4"),
+            "inode": partial(to_planes, sparse.inode, "u4"),
+            "offset": partial(to_planes, sparse.offset, "u8"),
+            "data": partial(to_planes, sparse.data, "u8"),
+            "length": partial(to_planes, sparse.length, "u8"),
         },
     }
 
@@ -208,9 +231,9 @@ def _encode_xattrs(sets: list[Xattrs]) -> dict[str, Any]:
     return {
         "sets": len(sets),
         "count": len(pairs),
-        "counts": to_planes(np.array([len(each) for each in sets], "u4"), "u4"),
+        "counts": partial(to_planes, np.array([len(each) for each in sets], "u4"), "u4"),
         "names": b"".join(name + b"\0" for name, _ in pairs),
-        "lengths": to_planes(np.array([len(value) for _, value in pairs], "u4"), "u4"),
+        "lengths": partial(to_planes, np.array([len(value) for _, value in pairs], "u4"), "u4"),
         "values": b"".join(value for _, value in pairs),
     }
 
@@ -379,10 +402,12 @@ def _count(table: dict[str, Any], name: str, where: str, limit: int = MAX_INODES
 
 
 def _column(table: dict[str, Any], name: str, dtype: str, count: int, where: str) -> npt.NDArray[Any]:
-    return from_planes(take(table, name, bytes, where), dtype, count, f"{where}.{name}")
+    planes: bytes = take(table, name, bytes, where)
+    table[name] = b""  # a column is read once, and not kept in both forms
+    return from_planes(planes, dtype, count, f"{where}.{name}")
 
 
-def _strings(table: dict[str, Any], name: str, count: int | None, where: str) -> list[bytes]:
+def _strings(table: dict[str, Any], name: str, count: int | None, where: str) -> Strings:
     """The strings of a column, `count` of them where that is known; counted before they are taken apart."""
     data: bytes = take(table, name, bytes, where)
     found = data.count(b"\0")
@@ -392,4 +417,4 @@ def _strings(table: dict[str, Any], name: str, count: int | None, where: str) ->
         raise LimitError(f"TOC: {where}.{name} has {found} strings, the limit is {MAX_INODES}")
     if count not in (None, found):
         raise BadInputError(f"TOC: {where}.{name} has {found} strings, {count} are needed")
-    return data[:-1].split(b"\0") if data else []
+    return Strings.parse(data)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from lazyfs.errors import BadInputError, LimitError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, MAX_CHUNK_SIZE, ChunkTable
+from lazyfs.formats.columns import batches
+from lazyfs.formats.strings import WORD, Strings, Words
 from lazyfs.formats.toc import (
     CODECS,
     FLAG_IMPLIED,
@@ -40,6 +42,8 @@ XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
 ACL_XATTRS = (b"system.posix_acl_access", b"system.posix_acl_default")
 OVERLAY_XATTRS = b"trusted.overlay."
 
+_DOTS = np.array([ord(".") << 56, ord(".") << 56 | ord(".") << 48], np.uint64)
+"""`.` and `..` as `Words`."""
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, 0)
 Mask = npt.NDArray[np.bool_]
 
@@ -103,18 +107,30 @@ def _check_entries(tree: Tree) -> None:
     _check_depth(tree, directories, parents, is_dir)
 
 
-def _check_names(names: list[bytes], parents: npt.NDArray[np.int64]) -> None:
-    if not names:
+def _check_names(names: Strings, parents: npt.NDArray[np.int64]) -> None:
+    if not len(names):
         return
-    lengths = np.fromiter(map(len, names), np.int64, len(names))
+    lengths = names.lengths()
     _refuse((lengths == 0) | (lengths > MAX_NAME), f"a name is empty or longer than {MAX_NAME} bytes")
-    if b"/" in b"".join(names):
+    if b"/" in names.data:
         raise BadInputError("TOC: a name has a slash in it")
-    dots = np.flatnonzero(lengths <= 2)
-    if any(names[index] in (b".", b"..") for index in dots.tolist()):
-        raise BadInputError("TOC: a name is . or ..")
-    falling = np.fromiter(map(operator.ge, names, names[1:]), np.bool_, len(names) - 1)
-    _refuse(falling & (parents[1:] == parents[:-1]), "names of a directory are not in rising order")
+    words = Words(names)
+    _refuse(np.isin(words.at(np.arange(len(names)), 0), _DOTS), "a name is . or ..")
+    sisters = np.flatnonzero(parents[1:] == parents[:-1])
+    for batch in batches(len(sisters)):
+        _check_rising(words, lengths, sisters[batch])
+
+
+def _check_rising(words: Words, lengths: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> None:
+    """Each of these names comes before the next one; eight bytes at a time, as many as are needed."""
+    nth = 0
+    while len(row):
+        one, other = words.at(row, nth), words.at(row + 1, nth)
+        ended = (one == other) & (lengths[row + 1] <= WORD * (nth + 1))
+        if (falling := ended | (one > other)).any():
+            row = row[falling]
+            raise BadInputError(f"TOC: names of a directory are not in rising order (row {int(row[0])})")
+        row, nth = row[one == other], nth + 1
 
 
 def _check_numbering(entries: npt.NDArray[np.uint32], parents: npt.NDArray[np.int64], is_dir: Mask) -> None:
@@ -172,7 +188,7 @@ def _check_targets(tree: Tree) -> None:
     has_target = (kind == stat.S_IFLNK) | (kind == 0)
     if int(has_target.sum()) != len(tree.targets):
         raise BadInputError("TOC: targets does not have one string per link")
-    lengths = np.fromiter(map(len, tree.targets), np.int64, len(tree.targets))
+    lengths = tree.targets.lengths()
     _refuse(
         (lengths == 0) | (lengths > MAX_SYMLINK), f"a link target is empty or longer than {MAX_SYMLINK} bytes"
     )

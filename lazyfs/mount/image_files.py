@@ -160,7 +160,9 @@ class ImageFiles:
         if self.attributes(number).mode & 0o170000 != kind:
             raise KeyError(number)
 
-    def _attributes(self, inodes: np.typing.NDArray[np.int64]) -> Iterator[Attributes]:
+    def _attributes(
+        self, inodes: np.typing.NDArray[np.int32] | np.typing.NDArray[np.int64]
+    ) -> Iterator[Attributes]:
         columns = self._tree.inodes
         for inode, mode, links, uid, gid, size, mtime, nsec, rdev in zip(
             inodes.tolist(),

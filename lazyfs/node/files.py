@@ -10,7 +10,7 @@ TORN = ".new-"
 """What the name of a file begins with that is not written to its end."""
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes | bytearray) -> None:
     """Make or replace a file. NodeError when the disk does not take it; what was there before is there still.
 
     What such files hold is checked, or rebuilt after a reboot, so nothing is synced.

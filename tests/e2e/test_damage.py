@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from benchmarks.images import BuiltImage
 from lazyfs.formats import toc as toc_module
 from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
+from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Toc
 from tests.layouts import toc_of, with_layers, with_toc
 
@@ -254,7 +255,8 @@ def a_file(toc: Toc) -> int:
 
 
 def renamed(toc: Toc, name: bytes) -> Toc:
-    return replace(toc, tree=replace(toc.tree, names=[*toc.tree.names[:-1], name]))
+    names = Strings.of([*list(toc.tree.names)[:-1], name])
+    return replace(toc, tree=replace(toc.tree, names=names))
 
 
 CHANGES: dict[str, Callable[[Toc], Toc]] = {

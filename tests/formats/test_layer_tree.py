@@ -7,7 +7,8 @@ import pytest
 
 from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats import layer_tree as layer_tree_module
-from lazyfs.formats.layer_tree import APPENDIX, TreeBuilder
+from lazyfs.formats.layer_columns import APPENDIX
+from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.tarwalk import FileSource, walk
 from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Tree, tree_bytes
 from lazyfs.formats.toc_check import MAX_DEPTH

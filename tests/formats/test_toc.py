@@ -16,6 +16,7 @@ from lazyfs.errors import BadInputError, LimitError, UnsupportedError
 from lazyfs.formats import toc
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.columns import from_planes, to_planes
+from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Toc, Tree
 from tests.layers import layer_tree
 from tests.trees import DIRECTORY, Entry, random_layers
@@ -175,6 +176,6 @@ def chain(levels: int) -> Tree:
         tree,
         inodes=inodes,
         counts=np.array([1] * levels + [0], "u4"),
-        names=[b"d"] * levels,
+        names=Strings.of([b"d"] * levels),
         entries=np.arange(1, levels + 1, dtype="u4"),
     )

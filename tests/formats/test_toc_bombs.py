@@ -18,6 +18,7 @@ import zstandard
 from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import merge
+from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Sparse, Toc
 from tests.formats.test_toc import document_of, make_toc
 from tests.formats.test_toc_hostile import rich_toc
@@ -164,7 +165,7 @@ def flat(inodes: Inodes, **parts: Any) -> Toc:
             layer_tree([]),
             inodes=inodes,
             counts=np.array([count, *[0] * (directories - 1)], "u4"),
-            names=sorted(b"%x" % number for number in range(count)),
+            names=Strings.of(sorted(b"%x" % number for number in range(count))),
             entries=np.arange(1, count + 1, dtype="u4"),
             **parts,
         )

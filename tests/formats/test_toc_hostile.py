@@ -18,6 +18,7 @@ from lazyfs.errors import LazyfsError
 from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import merge
+from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Sparse, Strays, Toc
 from tests.formats.test_toc import document_of, make_toc, packed
 from tests.layers import layer_tree
@@ -159,6 +160,7 @@ def mutated(of: Toc, data: st.DataObject) -> Toc:
 def with_strings(tree: toc.Tree, data: st.DataObject) -> toc.Tree:
     name = data.draw(st.sampled_from(["names", "targets", "xattr_sets"]))
     rows: list[Any] = list(getattr(tree, name))
+    column: Any = rows
     row = data.draw(st.integers(0, len(rows) - 1))
     if name == "xattr_sets":
         rows[row] = tuple(
@@ -185,7 +187,9 @@ def with_strings(tree: toc.Tree, data: st.DataObject) -> toc.Tree:
     else:
         other = data.draw(st.integers(0, len(rows) - 1))
         rows[row], rows[other] = rows[other], rows[row]
-    changed: toc.Tree = replace(tree, **{name: rows})  # type: ignore[arg-type] # the name is drawn
+    if name != "xattr_sets":
+        column = Strings.of(rows)
+    changed: toc.Tree = replace(tree, **{name: column})
     return changed
 
 

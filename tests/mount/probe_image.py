@@ -23,9 +23,9 @@ def make() -> dict[str, bytes]:
     """The constants by their names."""
     stream, tree = _image()
     laid_out = spread(merge([tree]))
-    joined = build(laid_out.tree, [laid_out.size], JOINED) + CONTENT
+    joined = bytes(build(laid_out.tree, [laid_out.size], JOINED)) + CONTENT
     return {
-        "BOOTSTRAP": build(merge([tree]), [len(stream)]),
+        "BOOTSTRAP": bytes(build(merge([tree]), [len(stream)])),
         "DEVICE": stream,
         "JOINED": joined + bytes(-len(joined) % BLOCK),
     }
