@@ -96,6 +96,22 @@ class TempFile:
         while view:
             view = view[os.write(self._descriptor, view) :]
 
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(self._descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes that were written before."""
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:  # Linux reads at most 2 GiB at once
+            data += os.pread(self._descriptor, length - len(data), offset + len(data))
+        return data
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
     def publish(self, target: Path) -> None:
         """Put it, whole and safe from a crash, in the place of ``target``."""
         os.fsync(self._descriptor)

@@ -1,8 +1,8 @@
 """Images in one file: ``oci-archive:FILE[:tag]``, an OCI image layout in a tar; the base of docker-archives.
 
 Blobs are read in place (see `archive_file`), so an image in an archive starts as lazily as one in a directory.
-A store that is written to gathers its blobs in a layout beside the file, and writes the archive when it is
-closed: whole, under another name, then renamed. Until then, and when the ``with`` block that uses the store
+A store that is written to puts its blobs into a file beside it (see `archive_write`), which becomes FILE when
+the store is closed. Until then, and when the ``with`` block that uses the store
 ends by an exception, FILE is what it was. The images that FILE has already are kept, but for the one whose
 tag is written anew; so are those that another process puts there meanwhile. What no image needs goes.
 """
@@ -28,7 +28,7 @@ from lazyfs.stores._files import explained
 from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of
 from lazyfs.stores.archive_contents import Contents, read_oci
 from lazyfs.stores.archive_file import ArchiveFile, identity_of
-from lazyfs.stores.archive_write import Draft, exclusive, reachable, write_archive
+from lazyfs.stores.archive_write import Draft, exclusive, reachable
 from lazyfs.stores.base import (
     STREAM_PIECE,
     BlobWriter,
@@ -38,7 +38,6 @@ from lazyfs.stores.base import (
     read_verified,
     write_blob,
 )
-from lazyfs.stores.layout import LayoutStore
 from lazyfs.stores.reference import check_tag
 from lazyfs.stores.referrers import tag_referrer, tagged_referrers
 
@@ -65,7 +64,7 @@ class OciArchiveStore:
         if not create or self._path.exists():
             self._current()
         if create:
-            self._draft = Draft(self._path.parent)
+            self._draft = Draft(self._path)
 
     @property
     def url(self) -> str:
@@ -93,10 +92,8 @@ class OciArchiveStore:
                 self._opened.clear()
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
-        contents = self._find(digest)
-        if contents is None:
-            return self._draft_store(digest).read(digest, offset, length)
-        size = contents.size(digest) or 0
+        blobs = self._holder(digest)
+        size = blobs.size(digest) or 0
         if offset < 0 or length < 0 or offset + length > size:
             raise StoreError(
                 f"blob {digest} in {self.url} has {size} bytes, so none can be read "
@@ -104,24 +101,19 @@ class OciArchiveStore:
                 hint="the image is damaged: save or copy it there again",
             )
         with explained(f"blob {digest} in {self.url}"):
-            return contents.read(digest, offset, length)
+            return blobs.read(digest, offset, length)
 
     def read_pieces(self, digest: str, offset: int, lengths: Sequence[int]) -> Generator[bytes]:
         return pieces_of_reads(self, digest, offset, lengths)
 
     def stream(self, digest: str, offset: int = 0, piece: int = STREAM_PIECE) -> Generator[bytes]:
-        contents = self._find(digest)
-        if contents is None:
-            yield from self._draft_store(digest).stream(digest, offset, piece)
-        else:
-            with explained(f"blob {digest} in {self.url}"):
-                yield from contents.stream(digest, offset, piece)
+        blobs = self._holder(digest)
+        with explained(f"blob {digest} in {self.url}"):
+            yield from blobs.stream(digest, offset, piece)
 
     def has(self, digest: str) -> int | None:
-        contents = self._find(digest)
-        if contents is not None:
-            return contents.size(digest)
-        return None if self._draft is None else self._draft.store.has(digest)
+        blobs = self._find(digest)
+        return None if blobs is None else blobs.size(digest)
 
     def resolve(self, tag_or_digest: str | None) -> Descriptor:
         return resolve_in(self, self._index(), tag_or_digest)
@@ -139,7 +131,7 @@ class OciArchiveStore:
     def writer(self) -> BlobWriter:
         if self._draft is None:
             raise StoreError(f"{self.url} was opened for reading alone")
-        return self._draft.store.writer()
+        return self._draft.writer(self)
 
     def put_tag(self, tag: str, descriptor: Descriptor) -> None:
         if descriptor.artifact_type == LAYER_RECORD_TYPE:
@@ -212,20 +204,24 @@ class OciArchiveStore:
         ]
         return replace(index, manifests=(*kept, *tagged.values()))
 
-    def _find(self, digest: str) -> Contents | None:
-        """Which of the opened archives has the blob; None when none has it."""
+    def _find(self, digest: str) -> Contents | Draft | None:
+        """What has the blob: one of the opened archives, or that which is being written; None when none has it."""
         parse_digest(digest)
         with self._lock:
             self._check_open()
-            return next((contents for contents in self._opened if contents.size(digest) is not None), None)
+            places: list[Contents | Draft] = [*self._opened]
+        if self._draft is not None:
+            places.append(self._draft)
+        return next((blobs for blobs in places if blobs.size(digest) is not None), None)
 
-    def _draft_store(self, digest: str) -> LayoutStore:
-        if self._draft is None:
+    def _holder(self, digest: str) -> Contents | Draft:
+        blobs = self._find(digest)
+        if blobs is None:
             raise NotFoundError(
                 f"blob {digest} is not in {self.url}",
                 hint="the archive is not whole: save or copy the image there again",
             )
-        return self._draft.store
+        return blobs
 
     def _check_open(self) -> None:
         if self._closed:
@@ -235,4 +231,4 @@ class OciArchiveStore:
         assert self._draft is not None
         with exclusive(self._path):
             index = self._index()
-            write_archive(self._path, self._documents(index), reachable(self, index), self, self._draft)
+            self._draft.save(self._path, self._documents(index), reachable(self, index), self)

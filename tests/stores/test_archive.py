@@ -123,6 +123,80 @@ def test_the_same_images_give_the_same_bytes(kind: str, tmp_path: Path) -> None:
     assert written[0] == written[1]
 
 
+@pytest.fixture
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_write, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_blobs_go_straight_into_the_file(kind: str, path: Path) -> None:
+    """With what was given up, written twice, written beside another and named by nothing on the way."""
+    first, second = make_sample("first"), make_sample("second")
+    with opened(kind, path, create=True) as store:
+        write_blob(store, b"that nothing names")
+        with store.writer() as given_up:
+            given_up.write(bytes(5000))
+        write_blob(store, first.layers[0])
+        with store.writer() as one, store.writer() as other, store.writer() as again:
+            one.write(first.layers[1][:100])
+            other.write(second.layers[1])
+            again.write(first.layers[0])
+            assert other.commit(sha256_digest(second.layers[1]))
+            again.commit()
+            one.write(first.layers[1][100:])
+            one.commit(sha256_digest(first.layers[1]))
+        put_sample(store, first, "app:v1")
+        put_sample(store, second, "app:v2")
+        for plain in (*first.layers, *second.layers):
+            assert b"".join(store.stream(sha256_digest(plain), 7)) == plain[7:]
+    assert leftovers(path) == []
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    assert len(names) == len(set(names)) == 2 + 7 + (2 if kind == "oci-archive" else 3)
+    with opened(kind, path) as store:
+        for tag, sample in [("app:v1", first), ("app:v2", second)]:
+            image = load_image(store, parse_reference(f"{kind}:{path}:{tag}"))
+            for layer, plain in zip(image.manifest.layers, sample.layers, strict=True):
+                assert b"".join(store.stream(layer.digest)) == plain
+
+
+@pytest.mark.usefixtures("nothing_is_small")
+def test_an_archive_is_not_finished_under_a_writer(path: Path) -> None:
+    store = opened("oci-archive", path, create=True)
+    put_sample(store, make_sample("a"), "app:v1")
+    with store.writer() as writer:
+        writer.write(b"half")
+        with pytest.raises(StoreError, match="still written"):
+            store.close()
+    assert not path.exists()
+    assert leftovers(path) == []
+
+
+def test_an_archive_takes_no_space_beside_itself(path: Path) -> None:
+    size = 3 << 20
+    with opened("oci-archive", path, create=True) as store:
+        with store.writer() as writer:
+            for _ in range(3):
+                writer.write(bytes(size // 3))
+            (written,) = leftovers(path)
+            assert written.stat().st_size >= size
+            digest, _ = writer.commit()
+        config = store.put_document(ImageConfig((digest,)).to_bytes(), OCI_CONFIG)
+        manifest = Manifest(config, (Descriptor(OCI_LAYER, digest, size),))
+        store.put_tag("v1", store.put_document(manifest.to_bytes(), OCI_MANIFEST))
+        assert leftovers(path) == [written]
+        inode = written.stat().st_ino
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("size", [0, 8**11 - 1, 8**11, 1 << 40])
+def test_a_header_takes_one_block_whatever_the_size(size: int) -> None:
+    digest = sha256_digest(b"")
+    header = archive_write._blob_header(digest, size)
+    assert len(header) == tarfile.BLOCKSIZE
+    assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == size
+
+
 def test_images_are_added_and_replaced(kind: str, path: Path) -> None:
     with opened(kind, path, create=True) as store:
         put_sample(store, make_sample("old"), "app:v1")
