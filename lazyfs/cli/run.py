@@ -175,6 +175,7 @@ def _make_room(paths: NodePaths) -> None:
 
     remove_leftovers(paths)
     import_module("lazyfs.mount.images")
+    import_module("lazyfs.run.container")
 
 
 @contextmanager
