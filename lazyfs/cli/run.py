@@ -154,7 +154,11 @@ def _run(
         with daemon_in_use(paths) as client:
             choose_cache(client, *cache)
             image = client.open_image(
-                reference, meanwhile=partial(_make_room, paths), fill=fill, mode=mount_mode or ""
+                reference,
+                meanwhile=partial(_make_room, paths),
+                fill=fill,
+                mode=mount_mode or "",
+                command=options.entrypoint or "",
             )
             interrupts.hold()
             rootfs = undo.enter_context(_mounted(paths, image))

@@ -30,6 +30,7 @@ from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
 from lazyfs.node.engine import Engine
+from lazyfs.node.entry import Entry, EntryLayer, EntryPoints
 from lazyfs.node.fetch_settings import FetchSettings
 from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler
@@ -81,6 +82,7 @@ class Node:
         self.launches = Launches(paths.packs, self.timeline)
         paths.packs.mkdir(parents=True, exist_ok=True)
         remove_torn(paths.packs)
+        self._entries = EntryPoints()
         self._bootstraps = Bootstraps(paths.bootstraps, boot)
         self.cache = open_cache(paths, settings, boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
@@ -112,6 +114,7 @@ class Node:
         *,
         fill: bool = True,
         mode: str = ladder.FILE,
+        command: str | None = None,
     ) -> dict[str, Any]:
         """Make an image ready to be mounted in this mode: its devices shown, its bootstrap written.
 
@@ -119,7 +122,8 @@ class Node:
         layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
         `reference`, `mode`, and `view`, the path of what a mount of another mode than "file" is made of. With `fill`
-        what nobody reads is fetched as well, while nothing else is to be done.
+        what nobody reads is fetched as well, while nothing else is to be done. `command` is what is about to be run
+        ("": what the image's config says): without a launch pack it is fetched ahead.
         """
         with self._finder.find(reference_text, directory) as found:
             image = found.image
@@ -148,6 +152,8 @@ class Node:
         name = f"{found.reference} {key}"
         if self._images.get(name) != answer:
             self._state.put_image(name, str(found.reference), answer)
+            if command is not None and launch is None:
+                self._fetch_entry(image, layers, command)
         with self._noting:
             self._images[name] = answer
         if fill and self._filler is not None:
@@ -228,6 +234,16 @@ class Node:
             self._layers.let_go(layer)
         return {"layers": len(gone)}
 
+    def _fetch_entry(self, image: Image, layers: list[Layer], command: str) -> None:
+        words = [command] if command else [*image.config.entrypoint, *image.config.cmd]
+        if words and self.launches.enabled:
+            entry = Entry(words[0], image.config.env, image.config.working_dir or "/")
+            parts = [
+                EntryLayer(each.toc.tree, each.fetcher, each.device.beneath, each.cache.chunks)
+                for each in layers
+            ]
+            self._entries.start(parts, entry)
+
     def _launch(self, found: Found, layers: list[Layer], key: str, mode: str) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
         launch = found.launch
@@ -293,6 +309,7 @@ class Node:
         return left
 
     def close(self) -> None:
+        self._entries.close()
         self.launches.close()
         if self._filler is not None:
             self._filler.close()

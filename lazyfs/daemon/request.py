@@ -32,7 +32,13 @@ def locate(reference: str) -> dict[str, Any]:
 
 
 def image_request(
-    paths: NodePaths, reference: str, *, mode: str = "", fill: bool = True, lowest: int | None = None
+    paths: NodePaths,
+    reference: str,
+    *,
+    mode: str = "",
+    fill: bool = True,
+    lowest: int | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """The body of a request to open an image, see `DaemonClient.open_image`."""
     body = {**locate(reference), "mode": choose_mode(paths, mode)}
@@ -40,6 +46,8 @@ def image_request(
         body["fill"] = False
     if lowest is not None:
         body["lowest"] = lowest
+    if command is not None:
+        body["command"] = command
     return body
 
 
@@ -84,7 +92,7 @@ def send_early(paths: NodePaths, reference: str, *, fill: bool) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         connection = connect(paths.socket)
-        request = encode("POST", IMAGES, image_request(paths, reference, fill=fill))
+        request = encode("POST", IMAGES, image_request(paths, reference, fill=fill, command=""))
         connection.sendall(request)
     except BaseException:
         os.close(lock)

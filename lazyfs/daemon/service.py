@@ -127,6 +127,7 @@ class _Service:
                 _argument(body, "lowest", int) if "lowest" in body else None,
                 fill=body.get("fill") is not False,
                 mode=_argument(body, "mode", str) if "mode" in body else ladder.FILE,
+                command=_argument(body, "command", str) if "command" in body else None,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))

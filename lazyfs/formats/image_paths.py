@@ -1,6 +1,8 @@
 """Paths of an image, and where its files lie: which pages of a file are which bytes of which device."""
 
 import stat
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +11,9 @@ import numpy as np
 from lazyfs.formats.image_tree import ImageTree
 
 PAGE = 4096
+MAX_LINKS = 40
+"""Symlinks in one path, as in Linux."""
+MAX_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +69,49 @@ def device_ranges(found: list[Extent], first: int, last: int) -> list[tuple[int,
             shift = extent.start - extent.offset
             ranges.append((extent.layer, start + shift, end + shift))
     return ranges
+
+
+class Lookup:
+    """Paths of an image's tree to inodes."""
+
+    def __init__(self, tree: ImageTree) -> None:
+        self._tree = tree
+        self._kinds = tree.inodes.mode & 0o170000
+        self._directories = np.flatnonzero(self._kinds == stat.S_IFDIR)
+        self._links = np.flatnonzero(self._kinds == stat.S_IFLNK)
+        self._ends = np.cumsum(tree.counts)
+
+    def regular_file(self, path: bytes) -> int | None:
+        """The inode of the regular file at `path`, from the root; symlinks are followed and stay inside."""
+        steps, parents = deque(path.split(b"/")), [0]
+        links = 0
+        while steps:
+            step = steps.popleft()
+            if step in (b"", b"."):
+                continue
+            if step == b"..":
+                parents = parents[:-1] or [0]
+                continue
+            inode = self._child(parents[-1], step)
+            if inode is None:
+                return None
+            if self._kinds[inode] != stat.S_IFLNK:
+                parents.append(inode)
+                continue
+            target = self._tree.targets[int(np.searchsorted(self._links, inode))]
+            links += 1
+            if links > MAX_LINKS or len(target) > MAX_PATH:
+                return None
+            parents = [0] if target.startswith(b"/") else parents
+            steps.extendleft(reversed(target.split(b"/")))
+        return parents[-1] if self._kinds[parents[-1]] == stat.S_IFREG else None
+
+    def _child(self, directory: int, name: bytes) -> int | None:
+        if self._kinds[directory] != stat.S_IFDIR:
+            return None
+        row = int(np.searchsorted(self._directories, directory))
+        end = int(self._ends[row])
+        at = bisect_left(self._tree.names, name, end - int(self._tree.counts[row]), end)
+        if at == end or self._tree.names[at] != name:
+            return None
+        return int(self._tree.entries[at])

@@ -76,23 +76,23 @@ def words_of(paths: NodePaths, *words: str) -> list[str]:
 def test_the_answer_is_for_who_asks_the_same(paths: NodePaths, listener: Listener) -> None:
     ask_early(words_of(paths, "-e", "A=1", REFERENCE, "sh", "-c", "oci:x"))
     meant: list[int] = []
-    answer = DaemonClient(paths).open_image(REFERENCE, meanwhile=lambda: meant.append(1))
+    answer = DaemonClient(paths).open_image(REFERENCE, command="", meanwhile=lambda: meant.append(1))
     assert answer["reference"] == REFERENCE
     assert (answer["number"], meant) == (1, [1])
-    assert DaemonClient(paths).open_image(REFERENCE)["number"] == 2
+    assert DaemonClient(paths).open_image(REFERENCE, command="")["number"] == 2
     assert len(listener.asked) == 2
 
 
 @pytest.mark.parametrize("fill", [True, False])
 def test_fill(paths: NodePaths, listener: Listener, fill: bool) -> None:
     ask_early(words_of(paths, *([] if fill else ["--no-fill"]), REFERENCE))
-    assert DaemonClient(paths).open_image(REFERENCE, fill=fill)["number"] == 1
+    assert DaemonClient(paths).open_image(REFERENCE, fill=fill, command="")["number"] == 1
 
 
 def test_a_wrong_guess_is_dropped(paths: NodePaths, listener: Listener) -> None:
     # A volume that looks like an image.
     ask_early(words_of(paths, "-v", "oci:/data", REFERENCE))
-    answer = DaemonClient(paths).open_image(REFERENCE)
+    answer = DaemonClient(paths).open_image(REFERENCE, command="")
     assert (answer["number"], answer["reference"]) == (2, REFERENCE)
 
 
@@ -104,7 +104,7 @@ def test_a_daemon_that_ends_meanwhile_is_asked_again(paths: NodePaths, listener:
     with pytest.raises(DaemonGoneError):
         client.ask("POST /v1/images", json.loads(listener.asked[0]))
     listener.answering = True
-    assert client.open_image(REFERENCE)["number"] == 2
+    assert client.open_image(REFERENCE, command="")["number"] == 2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_a_daemon_that_ends_meanwhile_is_asked_again(paths: NodePaths, listener:
         ["run", "--mount-mode", "tree", REFERENCE],
         ["run", "--root=/elsewhere", REFERENCE],
         ["run", "--help", REFERENCE],
+        ["run", "--entrypoint", "sh", REFERENCE],
         ["run", "just-a-name"],
         ["--unknown", "run", REFERENCE],
         ["--root"],
@@ -127,7 +128,7 @@ def test_nothing_is_asked(
 ) -> None:
     monkeypatch.setenv("LAZYFS_ROOT", str(paths.root))
     ask_early(words)
-    assert DaemonClient(paths).open_image(REFERENCE)["number"] == 1
+    assert DaemonClient(paths).open_image(REFERENCE, command="")["number"] == 1
 
 
 def test_no_daemon(paths: NodePaths) -> None:
@@ -142,9 +143,9 @@ def test_what_was_opened_stays_until_it_is_taken(paths: NodePaths, listener: Lis
     ask_early(words_of(paths, REFERENCE))
     with pytest.raises(BusyError), locked(paths.use_lock, fcntl.LOCK_EX, 0.0):
         pass
-    DaemonClient(paths).open_image(REFERENCE)
+    DaemonClient(paths).open_image(REFERENCE, command="")
     with locked(paths.use_lock, fcntl.LOCK_EX, 0.0):
         pass
     with locked(paths.use_lock, fcntl.LOCK_EX, 0.0):  # a node that is about to end
         ask_early(words_of(paths, REFERENCE))
-    assert DaemonClient(paths).open_image(REFERENCE)["number"] == 2
+    assert DaemonClient(paths).open_image(REFERENCE, command="")["number"] == 2
