@@ -12,6 +12,7 @@ Read it from top to bottom:
     appendix    what a sparse file's data needs where its tar form cannot be mapped
     memory      large arrays given back to the system
     blob        the new blob: frames in order, appendix, TOC, seek table
+    chosen      which images of an index are meant
     check       the proof that a converted image is right
     copy        images from store to store as they are
     difference  what a node with one image must fetch for another

@@ -6,37 +6,39 @@ must be the DiffID and whose members must make the tree of the TOC), once as a n
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from converter.appendix import BLOCK, Appendix
+from converter.chosen import choose, is_image, manifests
 from converter.data import StreamData
 from converter.memory import unmap_large_blocks
 from converter.unpack import as_file, plain_layer
-from lazyfs.errors import IntegrityError
+from lazyfs.errors import IntegrityError, NotFoundError
 from lazyfs.formats import seekable, toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.frames import ZSTD
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import Descriptor
+from lazyfs.formats.oci import Descriptor, Platform
 from lazyfs.formats.tarwalk import FileSource, walk
 from lazyfs.node.layers import load_toc
 from lazyfs.node.sources import open_chunk
-from lazyfs.stores import Reference, Store, load_image
+from lazyfs.stores import Image, Reference, Store, load_manifest
+from lazyfs.stores.base import named
 
 READ_AHEAD = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What was proved. Sizes in bytes."""
+class ProvedImage:
+    """Sizes in bytes. What images of one index have in common counts for each of them."""
 
-    reference: str
+    platform: str
     digest: str
     config_digest: str
     layers: int
@@ -44,31 +46,59 @@ class CheckReport:
     blob_size: int
     stream_size: int
     inodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What was proved: one image, or all images of an index but for what is `carried` along in it."""
+
+    reference: str
+    digest: str
+    images: list[ProvedImage]
+    carried: int
     seconds: float
 
+    def total(self, column: str) -> int:
+        return sum(getattr(image, column) for image in self.images)
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        totals = ("layers", "chunks", "blob_size", "stream_size", "inodes")
+        return {**asdict(self), **{column: self.total(column) for column in totals}}
 
 
-def check_image(
-    store: Store, reference: Reference, on_layer: Callable[[int, int], None] = lambda *_: None
-) -> CheckReport:
-    """Prove the image, or raise an error that names the first thing that is wrong."""
+def check_image(store: Store, reference: Reference, platform: str | None = None) -> CheckReport:
+    """Prove the image, or raise an error that names the first thing that is wrong.
+
+    Of an index all images are proved, or with `platform` that for it.
+    """
     began = time.monotonic()
     unmap_large_blocks()
-    image = load_image(store, reference)
-    tocs: list[toc.Toc] = []
-    for number, (layer, diff_id) in enumerate(image.layers, 1):
-        layer_toc = load_toc(store, layer, diff_id)
-        _check_seek_table(store, layer, layer_toc)
-        appendix = _check_stream(store, layer, layer_toc)
-        _check_chunks(store, layer, layer_toc, appendix)
-        tocs.append(layer_toc)
-        on_layer(number, len(image.layers))
-    tree = merge([each.tree for each in tocs])
-    build(tree, [each.chunks.device_size for each in tocs])
+    chosen = choose(store, reference, platform)
+    proved: dict[tuple[str, str], toc.Toc] = {}
     return CheckReport(
         reference=str(reference),
+        digest=chosen.top.digest,
+        images=[_prove(store, image, proved) for image in chosen.images],
+        carried=chosen.carried,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _prove(store: Store, image: Image, proved: dict[tuple[str, str], toc.Toc]) -> ProvedImage:
+    """`proved` are layers, by digest and DiffID, of other images of the index."""
+    tocs: list[toc.Toc] = []
+    for layer, diff_id in image.layers:
+        if (layer.digest, diff_id) not in proved:
+            layer_toc = load_toc(store, layer, diff_id)
+            _check_seek_table(store, layer, layer_toc)
+            appendix = _check_stream(store, layer, layer_toc)
+            _check_chunks(store, layer, layer_toc, appendix)
+            proved[layer.digest, diff_id] = layer_toc
+        tocs.append(proved[layer.digest, diff_id])
+    tree = merge([each.tree for each in tocs])
+    build(tree, [each.chunks.device_size for each in tocs])
+    return ProvedImage(
+        platform=str(Platform(image.config.architecture, image.config.os, image.config.variant)),
         digest=image.descriptor.digest,
         config_digest=image.manifest.config.digest,
         layers=len(tocs),
@@ -76,31 +106,52 @@ def check_image(
         blob_size=sum(layer.size for layer, _ in image.layers),
         stream_size=sum(each.stream_size for each in tocs),
         inodes=len(tree.inodes),
-        seconds=time.monotonic() - began,
     )
 
 
-def check_against(store: Store, reference: Reference, original_store: Store, original: Reference) -> None:
-    """Hold a proved image against the one it was made from, whose layers are read and hashed.
+def check_against(report: CheckReport, original_store: Store, original: Reference) -> None:
+    """Hold proved images against those that they were made from, whose layers are read and hashed.
 
+    An image's original is the one with the same config, wherever it is in the index that `original` may be.
     Raises IntegrityError naming the first thing that differs.
     """
-    ours, theirs = load_image(store, reference), load_image(original_store, original)
-    if ours.manifest.config.digest != theirs.manifest.config.digest:
-        raise IntegrityError(
-            f"{reference} has config {ours.manifest.config.digest}, {original} has {theirs.manifest.config.digest}",
-            hint="these are different images: convert this one",
-        )
-    for layer, diff_id in theirs.layers:
-        digest = hashlib.sha256()
-        with closing(original_store.stream(layer.digest)) as pieces:
-            for piece in plain_layer(pieces, layer):
-                digest.update(piece)
-        if f"sha256:{digest.hexdigest()}" != diff_id:
+    originals = _originals(original_store, original)
+    hashed: set[tuple[str, str]] = set()
+    for proved in report.images:
+        if proved.config_digest not in originals:
             raise IntegrityError(
-                f"{original}: layer {layer.digest} holds sha256:{digest.hexdigest()}, its config says {diff_id}",
-                hint="the original is damaged: build or copy it again",
+                f"{report.reference} has config {proved.config_digest} for {proved.platform}, "
+                f"{original} has {', '.join(originals) or 'no image'}",
+                hint="these are different images: convert this one",
             )
+        for layer, diff_id in originals[proved.config_digest].layers:
+            if (layer.digest, diff_id) not in hashed:
+                _check_original(original_store, original, layer, diff_id)
+                hashed.add((layer.digest, diff_id))
+
+
+def _originals(store: Store, reference: Reference) -> dict[str, Image]:
+    """The images that are there, by the digests of their configs: a copy of one platform has not all of an index."""
+    found = {}
+    with named(reference):
+        for entry in manifests(store, store.resolve(reference.selector)):
+            with suppress(NotFoundError):
+                if is_image(store, entry):
+                    image = load_manifest(store, entry)
+                    found[image.manifest.config.digest] = image
+    return found
+
+
+def _check_original(store: Store, original: Reference, layer: Descriptor, diff_id: str) -> None:
+    digest = hashlib.sha256()
+    with closing(store.stream(layer.digest)) as pieces:
+        for piece in plain_layer(pieces, layer):
+            digest.update(piece)
+    if f"sha256:{digest.hexdigest()}" != diff_id:
+        raise IntegrityError(
+            f"{original}: layer {layer.digest} holds sha256:{digest.hexdigest()}, its config says {diff_id}",
+            hint="the original is damaged: build or copy it again",
+        )
 
 
 def _wrong(layer: Descriptor, what: str) -> IntegrityError:

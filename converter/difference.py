@@ -27,9 +27,11 @@ class Difference:
         return asdict(self)
 
 
-def compare(old_store: Store, old: Reference, new_store: Store, new: Reference) -> Difference:
+def compare(
+    old_store: Store, old: Reference, new_store: Store, new: Reference, platform: str | None = None
+) -> Difference:
     """Everything of `new` is counted, as if all of it were read; a chunk that occurs twice is fetched once."""
-    old_image, new_image = load_image(old_store, old), load_image(new_store, new)
+    old_image, new_image = load_image(old_store, old, platform), load_image(new_store, new, platform)
     known = {
         digest
         for layer, diff_id in old_image.layers

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from converter import records
+from converter.chosen import is_image
 from converter.copy import copy_blob, copy_tree
 from converter.launch import attach_pack, open_tocs, put_pack, with_pack
 from converter.layer import Settings, convert_layer
@@ -17,14 +18,12 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import (
     FOREIGN_LAYER_TYPES,
     INDEX_TYPES,
-    MANIFEST_TYPES,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
     Index,
     parse_index,
-    parse_manifest,
 )
 from lazyfs.formats.profile import Profile
 from lazyfs.node.layers import load_toc
@@ -133,18 +132,9 @@ class _Conversion:
     def _entry(self, entry: Descriptor) -> Descriptor:
         if entry.media_type in INDEX_TYPES:
             return self._renamed(entry, self.index(entry))
-        if entry.media_type in MANIFEST_TYPES and self._is_for_us(entry):
+        if is_image(self.source, entry):
             return self._renamed(entry, self.image(load_manifest(self.source, entry)))
         return self._renamed(entry, copy_tree(self.source, entry, self.target))
-
-    def _is_for_us(self, entry: Descriptor) -> bool:
-        """Is it an image of layers, for Linux, and not an artifact that only looks like one (an attestation)?"""
-        if entry.platform is not None and entry.platform.os not in ("", "linux"):
-            return False
-        layers = parse_manifest(self.source.get_document(entry)).layers
-        return all(
-            "image.layer" in layer.media_type or "image.rootfs" in layer.media_type for layer in layers
-        )
 
     @staticmethod
     def _renamed(entry: Descriptor, to: Descriptor) -> Descriptor:

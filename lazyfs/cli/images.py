@@ -13,6 +13,11 @@ from lazyfs.draw.svg import byte_words
 if TYPE_CHECKING:
     from lazyfs.stores.options import StoreOptions
 
+PLATFORM = "OS/ARCH[/VARIANT]"
+platform_option = click.option(
+    "--platform", metavar=PLATFORM, help="Which image of an index (default: this machine's)."
+)
+
 
 @click.command(short_help="Make an image that starts before it is downloaded.", epilog=REFERENCES)
 @click.argument("source", metavar="SRC")
@@ -37,9 +42,7 @@ if TYPE_CHECKING:
     metavar="KIB",
     help="Of the chunks of large files.",
 )
-@click.option(
-    "--platform", metavar="OS/ARCH[/VARIANT]", help="Which image of an index (default: this machine's)."
-)
+@platform_option
 @click.option(
     "--profile",
     "profile_file",
@@ -197,10 +200,15 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
 @click.command(short_help="Prove a converted image, byte by byte.", epilog=REFERENCES)
 @reference_argument
 @click.option("--against", metavar="SRC", help="The image that it was made from: compare digest by digest.")
+@click.option(
+    "--platform", metavar=PLATFORM, help="Of an index prove this image alone (default: all of them)."
+)
 @store_options
 @json_option
-def check(reference: str, against: str | None, stores: "StoreOptions", as_json: bool) -> None:
-    """Prove a converted image: every chunk, every DiffID, every tree.
+def check(
+    reference: str, against: str | None, platform: str | None, stores: "StoreOptions", as_json: bool
+) -> None:
+    """Prove a converted image, or all images of an index: every chunk, every DiffID, every tree.
 
     Reads every byte of it. Exit code 0 and one line when all is right; else the first thing that is wrong,
     and exit code 4 (it breaks the format) or 5 (it is damaged).
@@ -215,28 +223,33 @@ def check(reference: str, against: str | None, stores: "StoreOptions", as_json: 
 
     parsed = parse_reference(reference)
     with open_store(parsed, options=stores) as store:
-        report = check_image(store, parsed)
-        if against is not None:
-            original = parse_reference(against)
-            with open_store(original, options=stores) as original_store:
-                check_against(store, parsed, original_store, original)
+        report = check_image(store, parsed, platform)
+    if against is not None:
+        original = parse_reference(against)
+        with open_store(original, options=stores) as original_store:
+            check_against(report, original_store, original)
     if as_json:
         print_json({**report.as_dict(), "against": against})
         return
     compared = f", and of the same bytes as {against}" if against else ""
+    images = ""
+    if len(report.images) > 1 or report.carried:
+        platforms = ", ".join(image.platform for image in report.images)
+        images = f"{len(report.images)} images ({platforms}; {report.carried} others are carried along), "
     click.echo(
-        f"ok: {report.reference} is right{compared}: {report.layers} layers, {report.chunks} chunks, "
-        f"{byte_words(report.blob_size)} hold {byte_words(report.stream_size)} and {report.inodes} inodes, "
-        f"{report.seconds:.1f} s"
+        f"ok: {report.reference} is right{compared}: {images}{report.total('layers')} layers, "
+        f"{report.total('chunks')} chunks, {byte_words(report.total('blob_size'))} hold "
+        f"{byte_words(report.total('stream_size'))} and {report.total('inodes')} inodes, {report.seconds:.1f} s"
     )
 
 
 @click.command(short_help="What a node with one image must fetch for another.", epilog=REFERENCES)
 @click.argument("old", metavar="REF1")
 @click.argument("new", metavar="REF2")
+@platform_option
 @store_options
 @json_option
-def diff(old: str, new: str, stores: "StoreOptions", as_json: bool) -> None:
+def diff(old: str, new: str, platform: str | None, stores: "StoreOptions", as_json: bool) -> None:
     """Tell what a node that has REF1 must fetch for REF2 if it reads all of it, and what a pull of layers would.
 
     \b
@@ -251,7 +264,7 @@ def diff(old: str, new: str, stores: "StoreOptions", as_json: bool) -> None:
         open_store(old_reference, options=stores) as old_store,
         open_store(new_reference, options=stores) as new_store,
     ):
-        difference = compare(old_store, old_reference, new_store, new_reference)
+        difference = compare(old_store, old_reference, new_store, new_reference, platform)
     if as_json:
         print_json(difference.as_dict())
         return
@@ -264,9 +277,10 @@ def diff(old: str, new: str, stores: "StoreOptions", as_json: bool) -> None:
 
 @click.command(short_help="Show what an image is made of.", epilog=REFERENCES)
 @reference_argument
+@platform_option
 @store_options
 @json_option
-def inspect(reference: str, stores: "StoreOptions", as_json: bool) -> None:
+def inspect(reference: str, platform: str | None, stores: "StoreOptions", as_json: bool) -> None:
     """Show what an image is made of, converted or not.
 
     \b
@@ -279,7 +293,7 @@ def inspect(reference: str, stores: "StoreOptions", as_json: bool) -> None:
 
     parsed = parse_reference(reference)
     with open_store(parsed, options=stores) as store:
-        description = describe_image(store, parsed)
+        description = describe_image(store, parsed, platform)
     if as_json:
         print_json(description)
     else:

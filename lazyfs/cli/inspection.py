@@ -11,9 +11,9 @@ from lazyfs.node.layers import load_toc
 from lazyfs.stores import Reference, Store, load_image
 
 
-def describe_image(store: Store, reference: Reference) -> dict[str, Any]:
+def describe_image(store: Store, reference: Reference, platform: str | None = None) -> dict[str, Any]:
     """The image's documents and each layer's TOC in figures, JSON-able. Sizes in bytes."""
-    image = load_image(store, reference)
+    image = load_image(store, reference, platform)
     config = image.config
     return {
         "reference": str(reference),

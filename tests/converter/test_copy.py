@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from converter import Settings, check_image, convert_image, copy_attached, copy_tree
-from lazyfs.errors import NotFoundError, UnsupportedError
+from converter import (
+    Settings,
+    check_against,
+    check_image,
+    convert_image,
+    copy_attached,
+    copy_tree,
+)
+from lazyfs.errors import IntegrityError, NotFoundError, UnsupportedError
 from lazyfs.formats.oci import (
     DOCKER_FOREIGN_LAYER_GZIP,
     OCI_CONFIG,
@@ -23,7 +30,7 @@ from lazyfs.formats.oci import (
     parse_index,
     sha256_digest,
 )
-from lazyfs.stores import Reference, Store, open_store, parse_reference, write_blob
+from lazyfs.stores import Reference, Store, load_image, open_store, parse_reference, write_blob
 from tests.faults import FaultServer
 from tests.stores.memory_registry import MemoryRegistry
 from tests.stores.samples import make_sample, put_referrer, put_sample
@@ -162,9 +169,44 @@ def test_an_index_is_converted_and_what_is_no_image_for_linux_carried_along(tmp_
         for name in ("amd64", "arm64"):
             digest = found[f"linux/{name}"].digest
             assert digest != parts[name].digest
-            check_image(new, replace(target, tag=None, digest=digest))
+            one = check_image(new, replace(target, tag=None, digest=digest))
+            assert [image.platform for image in one.images] == [f"linux/{name}"]
+            check_against(one, old, source)
         with pytest.raises(NotFoundError):
             convert_image(old, source, new, target, Settings(jobs=1), platform="linux/s390x")
+
+
+def test_all_images_of_an_index_are_proved(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
+    with open_store(source, create=True) as old, open_store(target, create=True) as new:
+        make_index(old)
+        convert_image(old, source, new, target, Settings(jobs=1), all_platforms=True)
+        report = check_image(new, target)
+        assert report.digest == new.resolve("v1").digest
+        assert [image.platform for image in report.images] == ["linux/amd64", "linux/arm64"]
+        assert report.carried == 2
+        assert report.total("layers") == 4
+        check_against(report, old, source)
+
+        amd64, arm64 = (load_image(new, target, image.platform) for image in report.images)
+        own = {layer.digest for layer, _ in arm64.layers} - {layer.digest for layer, _ in amd64.layers}
+        blob = tmp_path / "lazy/blobs" / own.pop().replace(":", "/")
+        blob.write_bytes(bytes(100) + blob.read_bytes()[100:])
+        assert check_image(new, target, "linux/amd64").digest == amd64.descriptor.digest
+        with pytest.raises(IntegrityError):
+            check_image(new, target)
+        with pytest.raises(NotFoundError):
+            check_image(new, target, "linux/s390x")
+
+
+def test_an_image_is_not_held_against_another(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
+    with open_store(source, create=True) as old, open_store(target, create=True) as new:
+        make_index(old)
+        put_sample(old, make_sample("another"), "other")
+        convert_image(old, source, new, target, Settings(jobs=1), all_platforms=True)
+        with pytest.raises(IntegrityError, match="has config"):
+            check_against(check_image(new, target), old, parse_reference(f"oci:{tmp_path}/source:other"))
 
 
 def test_a_foreign_layer_alone_cannot_be_converted(tmp_path: Path) -> None:

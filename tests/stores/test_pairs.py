@@ -61,7 +61,7 @@ def test_an_image_is_converted_from_store_to_store(source: str, target: str, nam
     with open_store(plain) as from_store, open_store(lazy, create=True) as to_store:
         report = convert_image(from_store, plain, to_store, lazy, Settings())
     with open_store(lazy) as store:
-        assert check_image(store, lazy).layers == len(sample.layers)
+        assert check_image(store, lazy).total("layers") == len(sample.layers)
         assert store.resolve(lazy.tag).digest == report.digest
         assert load_image(store, lazy).manifest.config.digest == sha256_digest(sample.config)
         with open_store(copied, create=True) as copy:
@@ -106,4 +106,4 @@ def test_no_scratch_where_the_destination_takes_a_stream(target: str, named: Nam
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["layers"][0]["size"] > 40_000_000
     with open_store(parse_reference(lazy)) as store:
-        assert check_image(store, parse_reference(lazy)).layers == 1
+        assert check_image(store, parse_reference(lazy)).total("layers") == 1
