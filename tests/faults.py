@@ -90,14 +90,35 @@ class FaultServer:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stopping.set()
+        self._stop_accepting()
+        self._socket.close()
+        self.hang_up()
+
+    def refuse(self) -> None:
+        """Connections are refused from now on, and those that were made end."""
+        self._stop_accepting()
+        self._socket.close()
+        self.hang_up()
+
+    def listen_again(self) -> None:
+        """At the same address, after `refuse`."""
+        name, _, port = self.host.partition(":")
+        self._socket = socket.create_server((name, int(port)))
+        self._acceptor = threading.Thread(target=self._accept)
+        self._acceptor.start()
+
+    def _stop_accepting(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
-        self._socket.close()
+
+    def hang_up(self) -> None:
+        """End the connections that were made; new ones are taken."""
         for connection, thread in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
+        self._open.clear()
 
     def _accept(self) -> None:
         with suppress(OSError):
