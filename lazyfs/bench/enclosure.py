@@ -6,11 +6,11 @@ them back. What is left by then are files, which lie in one directory, and contr
 
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +31,9 @@ def scratch(parent: Path) -> Iterator[Path]:
     """A directory for all files; also removes what killed measurements have left beside it."""
     _remove_leftovers(parent)
     try:
-        # Short: the paths of 128 layers must fit into the options of one mount.
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        # Short, for the paths of 128 layers must fit into the options of one mount, and a name that containerd takes.
+        directory = parent / f"{_PREFIX}{secrets.token_hex(4)}"
+        directory.mkdir(mode=0o700)
     except OSError as error:
         raise NodeError(
             f"{parent}: {error.strerror}", hint="choose another directory with --scratch"
@@ -56,7 +57,16 @@ def run_enclosed(module: str, arguments: Sequence[str | Path]) -> int:
     try:
         return process.wait()
     finally:
-        process.kill()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill the first process of the namespaces: the kernel lets it go when all the others have."""
+    if process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for pid in children.read_text().split() or [str(process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         process.wait()
 
 

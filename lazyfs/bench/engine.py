@@ -114,13 +114,12 @@ class Engine:
 
     @property
     def contents(self) -> list[Path]:
-        """Where the bytes of images lie: what was downloaded, what is unpacked, the node's cache."""
+        """Where the bytes of images lie: what was downloaded, what is unpacked, the cache of our own node."""
         root = self.directory / "c" / "root"
         return [
             root / "io.containerd.content.v1.content" / "blobs",
             root / "io.containerd.snapshotter.v1.overlayfs" / "snapshots",
             self.node.cache,
-            self.directory / "r",
         ]
 
     def pull(self, reference: str) -> Pulled:

@@ -79,6 +79,7 @@ def bench() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Keep the results (JSON)."
 )
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a report to look at.")
 @store_options
 @json_option
 def start(

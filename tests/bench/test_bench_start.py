@@ -51,7 +51,11 @@ def measured(*words: str | Path) -> dict[str, Any]:
 
 def test_starts_by_all_ways(image: str, scratch: Path) -> None:
     ways = ["--pack", "--against", "overlayfs", "--against", "overlayfs-lazy", "--against", "local"]
+    kept, page = scratch.parent / "kept.json", scratch.parent / "page.html"
+    ways += ["-o", str(kept), "--html", str(page)]
     results = measured(image, *ways, "--link", "loopback", "--runs", "1", "--seed", "7", "--scratch", scratch)
+    assert json.loads(kept.read_text()) == results
+    assert "loopback: time to ready" in page.read_text()
     starts = {each["way"]: each for each in results["starts"]}
     assert starts.keys() == {"lazyfs", "lazyfs-pack", "overlayfs", "overlayfs-lazy", "local"}
     ((name, about),) = results["images"].items()
@@ -66,6 +70,19 @@ def test_starts_by_all_ways(image: str, scratch: Path) -> None:
     assert starts["overlayfs"]["down"] > about["bytes"]["plain"]
     assert starts["overlayfs-lazy"]["down"] > about["bytes"]["lazy"]
     assert results["traces"].keys() == {f"{name} | loopback | {way}" for way in starts}
+    assert not list(scratch.iterdir())
+
+
+def test_a_snapshotter_of_the_user(image: str, scratch: Path) -> None:
+    """Ours by another name, started by its command: it has to be given where it listens and where it keeps things."""
+    command = f"{sys.executable} -m snapshotter --address {{socket}} --root {{root}}"
+    lazy = f"oci:{scratch.parent}/lazy:app"
+    subprocess.run([*COMMAND[:3], "convert", image, lazy], check=True, capture_output=True)
+    ways = ["--against", f"theirs={command},{lazy}", "--link", "loopback", "--runs", "1"]
+    results = measured(image, *ways, "--scratch", scratch)
+    starts = {each["way"]: each for each in results["starts"]}
+    assert starts["theirs"]["down"] > 0
+    assert "lazyfs-snapshotter" in {use["name"] for use in starts["theirs"]["uses"]}
     assert not list(scratch.iterdir())
 
 
@@ -87,19 +104,25 @@ def test_what_cannot_be_meant() -> None:
 def test_nothing_of_it_outlives_it(image: str, scratch: Path, number: signal.Signals) -> None:
     command = [*COMMAND, image, "--command", "sleep 1000", "--ready", "log:never", "--link", "loopback"]
     with subprocess.Popen([*command, "--scratch", scratch], stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: b"sleep\x001000" in b"".join(map(command_line, pids())), "the container")
+        wait_until(lambda: b"sleep\x001000" in b"".join(map(command_line, pids())), "the container", PATIENCE)
+        (made,) = scratch.iterdir()
         process.send_signal(number)
         process.wait(PATIENCE)
-    wait_until(
-        lambda: not [pid for pid in pids() if str(scratch).encode() in command_line(pid)], "the end of all"
-    )
-    assert b"sleep\x001000" not in b"".join(map(command_line, pids()))
+    if number == signal.SIGKILL:  # then it is the kernel that ends them, afterwards
+        wait_until(lambda: not left_of(scratch), "the end of all", PATIENCE)
+    assert left_of(scratch) == []
     assert not list_mounts(scratch)
     if number == signal.SIGKILL:
         assert len(list(scratch.iterdir())) == 1
         measured(image, "--against", "local", "--link", "loopback", "--runs", "1", "--scratch", scratch)
     assert not list(scratch.iterdir())
-    assert not list(Path("/sys/fs/cgroup").glob("**/lazyfs-bench-*"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{made.name}"))
+
+
+def left_of(scratch: Path) -> list[str]:
+    """Processes of the measurement, and of its container."""
+    words = (str(scratch).encode(), b"sleep\x001000")
+    return [pid for pid in pids() if any(each in command_line(pid) for each in words)]
 
 
 def pids() -> list[str]:
