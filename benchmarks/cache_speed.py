@@ -28,13 +28,12 @@ from benchmarks.dedup import PAIRS
 from benchmarks.images import RECIPES, ensure
 from benchmarks.report import Row, markdown, write_json
 from converter import Settings, compare, convert_image
-from lazyfs.config import NodePaths
+from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon.node import Node
 from lazyfs.formats.chunks import ChunkTable, chunk_digest
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
-from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings, Limit
 from lazyfs.node.cache_store import NodeCache
 from lazyfs.stores import open_store, parse_reference

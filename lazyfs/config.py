@@ -18,6 +18,13 @@ MIB = 1 << 20
 MAX_ROOT = 480
 """Bytes. SQLite takes paths of 512; options of a mount are one page, and an overlay's name three below the root."""
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> bytes:
+    """36 characters that name this run of the kernel."""
+    return _BOOT_ID.read_bytes().strip()
+
 
 @dataclass(frozen=True, slots=True)
 class NodePaths:

@@ -144,10 +144,13 @@ def verify(context: click.Context, as_json: bool, root: Path | None) -> None:
             click.echo(f"damaged: {line}")
         click.echo(f"{size} of {len(found)} layers match their digests")
     if damaged:
-        raise IntegrityError(
-            f"{len(damaged)} chunks were damaged on the disk and are dropped",
-            hint="they are fetched again when they are read; look after the disk",
-        )
+        hint = "they are fetched again when they are read; look after the disk"
+        if any(each["damaged"] and each["mounted_directly"] for each in found):
+            hint = (
+                "images that are mounted from these layers may have read them: `lazyfs cache warm REF` puts them "
+                "right, then mount the images again; look after the disk"
+            )
+        raise IntegrityError(f"{len(damaged)} chunks were damaged on the disk and are dropped", hint=hint)
 
 
 @cache.command(short_help="Fetch all of an image, or what its start reads.")

@@ -16,7 +16,7 @@ from lazyfs.cli.workspace import abandoned_runs, remove_leftovers
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.keeper.client import KeeperClient
-from lazyfs.mount.images import targets
+from lazyfs.mount.images import is_direct, targets
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from lazyfs.node.files import TORN
@@ -73,10 +73,10 @@ def _ignore(_: object) -> None:
 
 
 def _dead_mounts(paths: NodePaths) -> Iterator[Leftover]:
-    """The images of a node that has ended can never be read again; nor can what is mounted from them."""
-    dead = [entry.target for entry in targets(paths)]
-    dead += [entry.target for entry in (*list_mounts(paths.images), *list_mounts(paths.fuse))]
-    for target in dict.fromkeys(dead):
+    """Images that go through the daemon of a node that has ended can never be read again; nor can what is mounted
+    from them."""
+    mounts = (*targets(paths), *list_mounts(paths.images), *list_mounts(paths.fuse))
+    for target in dict.fromkeys(entry.target for entry in mounts if not is_direct(paths, entry)):
         yield Leftover(f"mount {target}, whose node has ended", lambda target=target: _unmount(target))  # type: ignore[misc]
 
 

@@ -81,6 +81,9 @@ class Layers:
     def numbered(self, inode: int) -> Layer | None:
         return self._by_inode.get(inode)
 
+    def named(self, toc_digest: str) -> Layer | None:
+        return self._shown.get(toc_digest)
+
     def open(
         self,
         store: Store,

@@ -4,13 +4,15 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lazyfs.config import NodePaths
+from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon.bootstraps import Bootstraps, image_key
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
@@ -25,7 +27,6 @@ from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
 from lazyfs.node.cache_care import open_care
-from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
@@ -90,8 +91,6 @@ class Node:
         if fetching.fill:
             self._filler = Filler(self._engine.crew, self.cache.room.is_spare, self.launches.any_coming)
         self._forget_days = settings.forget_days
-        if not mounted_keys(paths):
-            self.cache.release_holds()
         self._state = State(paths.state, f"{boot.decode()} {connection}")
         self._finder = ImageFinder(
             Documents(paths.documents), self.stores, self._state, self.launches, self.timeline
@@ -115,6 +114,7 @@ class Node:
         fill: bool = True,
         mode: str = ladder.FILE,
         command: str | None = None,
+        direct: bool = False,
     ) -> dict[str, Any]:
         """Make an image ready to be mounted in this mode: its devices shown, its bootstrap written.
 
@@ -123,7 +123,8 @@ class Node:
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
         `reference`, `mode`, and `view`, the path of what a mount of another mode than "file" is made of. With `fill`
         what nobody reads is fetched as well, while nothing else is to be done. `command` is what is about to be run
-        ("": what the image's config says): without a launch pack it is fetched ahead.
+        ("": what the image's config says): without a launch pack it is fetched ahead. With `direct` also the names in
+        the cache of those layers that the kernel may read there, "" for the others; who mounts them asks `are_held`.
         """
         with self._finder.find(reference_text, directory) as found:
             image = found.image
@@ -132,7 +133,8 @@ class Node:
             layers = self._layers.open(found.store, found.reference, found.documents, image.layers[:lowest])
             key = self._bootstraps.make(layers) if mode == ladder.FILE else image_key(layers)
             view = self._views.show(mode, key, layers)
-            self._launch(found, layers, key, mode)
+            whole = [layer.toc_digest if direct and self.cache.hold(layer.cache) else "" for layer in layers]
+            self._launch(found, layers, key, mode, whole)
         answer = self._describe(found.reference, image, layers, key)
         answer |= {"mode": mode, "view": str(self._paths.fuse / view) if view else ""}
         launch = self.launches.of(image.descriptor.digest)
@@ -159,7 +161,7 @@ class Node:
         if fill and self._filler is not None:
             for layer in layers:
                 self._filler.add(layer.fetcher, layer.cache)
-        return answer
+        return {**answer, "direct": whole}
 
     def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
         """What an image is made of, and its TOCs here: up to the first layer that was not converted.
@@ -171,7 +173,7 @@ class Node:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
             layers = self._layers.open(found.store, found.reference, found.documents, converted)
-            self._launch(found, layers, "", ladder.FILE)
+            self._launch(found, layers, "", ladder.FILE, [""] * len(layers))
         if layers:
             self._engine.crew.submit(Lane.PREFETCH, partial(self._bootstraps.make, layers))
         tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
@@ -206,11 +208,22 @@ class Node:
         following = warm(spans, after, seconds)
         for layer in layers:
             layer.fetcher.wait_kept(KEEP_SECONDS)
+            if following is None:
+                with suppress(OSError):  # the cache has reported it
+                    layer.cache.flush()
         return {
             "next": following,
             "bytes": sum(layer.device.size for layer in layers),
             "present_bytes": sum(layer.cache.present_bytes() for layer in layers),
         }
+
+    def verify(self, name: str) -> dict[str, Any]:
+        """See `CacheCare.verify`. What is damaged and may be mounted comes anew at once."""
+        found = self.care.verify(name)
+        layer = self._layers.named(name)
+        if layer is not None and found["mounted_directly"]:
+            layer.fetcher.ahead(found["damaged"], Lane.PREFETCH)
+        return found
 
     def release(self) -> dict[str, Any]:
         """Let go of what no mounted image needs. Whoever asks sees to it that nobody is about to mount one.
@@ -225,6 +238,7 @@ class Node:
                 del self._images[name]
             images = list(self._images.values())
         self.launches.forget({answer["digest"] for answer in images})
+        self.cache.release_holds(at_once=True)
         kept = self._inherited.union(*(answer["layers"] for answer in images))
         gone = [layer for layer in self._layers.all() if layer.inode not in kept and not layer.cache.held]
         self._views.forget({layer.toc_digest for layer in gone})
@@ -244,7 +258,7 @@ class Node:
             ]
             self._entries.start(parts, entry)
 
-    def _launch(self, found: Found, layers: list[Layer], key: str, mode: str) -> None:
+    def _launch(self, found: Found, layers: list[Layer], key: str, mode: str, direct: Sequence[str]) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
         launch = found.launch
         if launch is None:
@@ -255,7 +269,14 @@ class Node:
             return
         for number, layer in enumerate(layers):
             layer.device.expect(launch, number)
-        launch.bind([self._launch_layer(layer, number, key, mode) for number, layer in enumerate(layers)])
+        bound = []
+        for number, (layer, name) in enumerate(zip(layers, direct, strict=True)):
+            bound.append(
+                LaunchLayer(layer.inode, layer.cache, lambda _: True, _page_is_read)
+                if name
+                else self._launch_layer(layer, number, key, mode)
+            )
+        launch.bind(bound)
 
     def _launch_layer(self, layer: Layer, number: int, key: str, mode: str) -> LaunchLayer:
         """Pages go where the kernel reads them: into the device, or the file that joins all of them."""
@@ -358,3 +379,8 @@ class Node:
             "blob_bytes": sum(layer.size for layer, _ in image.layers),
             "config": {name: getattr(image.config, name) for name in RUN_CONFIG},
         }
+
+
+def _page_is_read(inode: int, offset: int, data: bytes) -> bool:
+    """Takes pages of a layer whose file in the cache is mounted: now that they were read the kernel has them."""
+    return True

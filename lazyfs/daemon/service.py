@@ -128,6 +128,7 @@ class _Service:
                 fill=body.get("fill") is not False,
                 mode=_argument(body, "mode", str) if "mode" in body else ladder.FILE,
                 command=_argument(body, "command", str) if "command" in body else None,
+                direct=body.get("mode") == ladder.FILE,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))
@@ -148,7 +149,7 @@ class _Service:
             ),
             "POST /v1/record": lambda _: node.record(),
             "POST /v1/keeper": lambda _: self._hand_back(),
-            **cache_calls(node.cache, node.care, node.stores.settings),
+            **cache_calls(node.cache, node.care, node.stores.settings, node.verify),
         }
         return {name: self._stirring(call) for name, call in calls.items()}
 

@@ -1,7 +1,8 @@
 """Mounting images where people and containers want them, and unmounting what nobody uses any more.
 
-    <root>/m/<key>-<n>   the image's own mount, one however many use it; <key>-loop<n>, <key>-tree<n> in those modes
-    target               that tree again (a bind mount), or an overlay with the tree as its only lower directory
+    <root>/m/<key>-<n>       the image's own mount, one however many use it; <key>-loop<n>, <key>-tree<n> in those modes
+    <root>/m/<key>-direct    the same where all layers are whole in the cache: it needs no daemon
+    target                   that tree again (a bind mount), or an overlay with the tree as its only lower directory
 
 `n` is the minor device number of the devices' FUSE mount: an image mount whose daemon was killed is dead for ever,
 and is not found by who mounts the image through the next daemon. The number is not used again while it lives.
@@ -11,21 +12,27 @@ process could leave wrong. One lock makes "look, then mount or unmount" one step
 """
 
 import fcntl
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lazyfs.config import NodePaths
-from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
+from lazyfs.errors import BusyError, LazyfsError, NodeError, NotFoundError, UsageError
 from lazyfs.mount import ladder
+from lazyfs.mount.direct import DirectFile, are_held, open_direct
 from lazyfs.mount.loop import mount_erofs_on_loop
 from lazyfs.mount.mountinfo import MountEntry, all_mounts, list_mounts, mount_at
 from lazyfs.mount.read_ahead import restore_read_ahead, switch_off_read_ahead, without_read_ahead
 from lazyfs.mount.syscalls import bind, bind_image, mount_erofs, mount_overlay, unmount
+
+log = logging.getLogger(__name__)
+
+DIRECT = "direct"
 
 
 def mount_view(paths: NodePaths, image: Mapping[str, Any], target: Path) -> None:
@@ -111,12 +118,19 @@ def is_shown(paths: NodePaths, target: Path) -> bool:
     entries = all_mounts()
     at = {entry.target: entry for entry in entries}
     shown, devices = at.get(target), at.get(paths.fuse)
-    if shown is None or devices is None:
-        return False
-    image = _image_of(paths, shown, entries)
+    image = _image_of(paths, shown, entries) if shown is not None else None
     if image is None:
         return False
-    return re.fullmatch(r".*-\D*" + devices.device.partition(":")[2], image.name) is not None
+    if image.name.rpartition("-")[2] == DIRECT:
+        return True
+    number = devices.device.partition(":")[2] if devices is not None else "-"
+    return re.fullmatch(r".*-\D*" + number, image.name) is not None
+
+
+def is_direct(paths: NodePaths, entry: MountEntry) -> bool:
+    """Is this an image, or a mount of one, that the kernel reads without the daemon?"""
+    image = entry.target if entry.target.parent == paths.images else _image_of(paths, entry, all_mounts())
+    return image is not None and image.name.rpartition("-")[2] == DIRECT
 
 
 def check_target(target: Path) -> None:
@@ -137,25 +151,62 @@ def check_target(target: Path) -> None:
 
 def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
     """The image's own mount, made if it is not there."""
+    direct = paths.images / f"{image['key']}-{DIRECT}"
+    if image["mode"] == ladder.FILE and mount_at(direct) is not None:
+        return direct
+    served = _served(paths, image)
+    if served is not None and mount_at(served) is not None:
+        return served
+    with ExitStack() as opened:
+        files = open_direct(paths, image.get("direct", ()), opened)
+        directory = direct if files and all(files) else served
+        if directory is not None and any(files) and _make_direct(image, files, directory):
+            return directory
+    if served is None:
+        raise NodeError(f"the daemon of {paths.root} has ended", hint="try again: that starts a new one")
+    _make(image, (), served)
+    return served
+
+
+def _served(paths: NodePaths, image: Mapping[str, Any]) -> Path | None:
+    """Where the image is mounted of what the daemon serves, or is to be; None where none serves."""
     devices = mount_at(paths.fuse)
     if devices is None:
-        raise NodeError(f"the daemon of {paths.root} has ended", hint="try again: that starts a new one")
+        return None
     mode = "" if image["mode"] == ladder.FILE else image["mode"]
-    directory = paths.images / f"{image['key']}-{mode}{devices.device.partition(':')[2]}"
-    if mount_at(directory) is None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            _mount_image(image, directory)
-        except OSError as error:
-            raise NodeError(f"{directory}: {error.strerror}") from error
-        except BaseException:
-            with suppress(OSError):
-                directory.rmdir()
-            raise
-    return directory
+    return paths.images / f"{image['key']}-{mode}{devices.device.partition(':')[2]}"
 
 
-def _mount_image(image: Mapping[str, Any], directory: Path) -> None:
+def _make_direct(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> bool:
+    """As `_make`; False where it cannot be, or those files do not stay: their devices are to be mounted then."""
+    try:
+        _make(image, files, directory)
+    except LazyfsError as error:
+        log.info("%s is not mounted from the cache's own files: %s", image["reference"], error)
+        return False
+    if are_held(files):
+        return True
+    log.warning("layers of %s are being dropped just now; mounting their devices", image["reference"])
+    unmount(directory, detach=True)
+    with suppress(OSError):
+        directory.rmdir()
+    return False
+
+
+def _make(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> None:
+    """Mount the image at `directory`, which is made; of the devices, and of those `files` that there are."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _mount_image(image, files, directory)
+    except OSError as error:
+        raise NodeError(f"{directory}: {error.strerror}") from error
+    except BaseException:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
+
+
+def _mount_image(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> None:
     """As its mode says (see `ladder`)."""
     launch = image.get("launch", False)
     match image["mode"]:
@@ -167,6 +218,11 @@ def _mount_image(image: Mapping[str, Any], directory: Path) -> None:
             bind_image(Path(image["view"]), directory)
         case _:
             devices = [Path(device) for device in image["devices"]]
+            for number, file in enumerate(files):
+                if file is not None:
+                    devices[number] = file.path
+            # One whose layers are all here has nothing to wait for.
+            launch = launch and not (files and all(files))
             with without_read_ahead(directory) if launch else nullcontext():
                 mount_erofs(Path(image["bootstrap"]), devices, directory)
 

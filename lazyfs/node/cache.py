@@ -2,7 +2,7 @@
 
     <cache>/<sha256 of the TOC>/data    the device; only present units hold data
     <cache>/<sha256 of the TOC>/map     states, times and proofs (`cache_map`)
-    <cache>/<sha256 of the TOC>/held    the boot id of the kernel that has `data` mounted, if one has (`cache_hold`)
+    <cache>/<sha256 of the TOC>/held    where the kernel may have `data` mounted (`cache_hold`)
 
 The name is the TOC's digest and not the DiffID: a TOC proves its chunks, while the DiffID in it is only
 a claim, so no image can put bytes into another image's cache.

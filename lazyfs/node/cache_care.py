@@ -41,6 +41,7 @@ class CacheCare:
 
     def show(self) -> dict[str, Any]:
         """`images` (the last opened first), `layers`, `directories` and counters."""
+        self._cache.release_holds()
         for directory in self._cache.directories:
             directory.measure()
         seen = self._seen.all()
@@ -101,7 +102,8 @@ class CacheCare:
     def verify(self, name: str) -> dict[str, Any]:
         """Compare what the disk holds of a layer with its digests; what is damaged is dropped, to be fetched again.
 
-        Returns `layer`, `bytes` that were compared and `damaged`, the numbers of the damaged chunks.
+        Returns `layer`, `bytes` that were compared, `damaged`, the numbers of the damaged chunks, and whether the
+        kernel may have it `mounted_directly`: nothing of it is dropped then, but the next fetch writes over it.
         """
         cache = self._cache.layer(name)
         if cache is None:
@@ -113,7 +115,7 @@ class CacheCare:
                 damaged.append(index)
             else:
                 compared += size
-        return {"layer": name, "bytes": compared, "damaged": damaged}
+        return {"layer": name, "bytes": compared, "damaged": damaged, "mounted_directly": cache.held}
 
     def forget_old(self, days: float) -> None:
         """Remove images that nobody has opened for so long: records, TOCs, bootstraps, and layers of no other image."""

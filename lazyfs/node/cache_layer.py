@@ -79,15 +79,27 @@ class LayerFiles:
     def held(self) -> bool:
         return bool(self._hold)
 
-    def hold(self) -> None:
-        """Drop nothing from now on: the kernel reads the data file. Holds are counted. Ask `complete` after it."""
-        with self._lock:
-            self._hold.take()
+    def hold(self, seconds: float) -> None:
+        """Drop nothing from now on, so that the data file can be mounted. Ask `complete` after it.
 
-    def release(self) -> None:
-        """Undo one `hold`."""
+        For so many seconds, and as long as anybody has it open then. Raises OSError.
+        """
         with self._lock:
-            self._hold.give_back()
+            self._hold.take(seconds)
+
+    def release(self, at_once: bool = False) -> bool:
+        """Hold no more, if nobody has the data file open; is nothing held now? To be asked again else.
+
+        With `at_once` also sooner than was promised: who is about to mount it finds that out.
+        """
+        with self._lock:
+            if self._hold:
+                if self._unsynced is not None or not (at_once or self._hold.is_due()):
+                    return False  # the first has a descriptor, which looks like anybody's
+                self._files.drop(self._data)
+                if self._hold.give_back(self._data):
+                    self._map.used[:] = self._shared.now  # nobody counted what the kernel read
+            return not self._hold
 
     def drop(self, indexes: Iterable[int]) -> int:
         """Give up chunks and the room that they take; those being written stay. Returns how many went.

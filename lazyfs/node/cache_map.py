@@ -28,12 +28,6 @@ PRESENT = bytes((WRITTEN, DURABLE))
 HEADER_SIZE = 128
 _MAGIC = b"lazyfsM2"
 _HEADER = struct.Struct("<8s36s32sII")
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> bytes:
-    """36 characters that name this run of the kernel."""
-    return _BOOT_ID.read_bytes().strip()
 
 
 class UnitMap:

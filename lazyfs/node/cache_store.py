@@ -26,6 +26,7 @@ from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import CacheDirectory
 from lazyfs.node.cache_eviction import oldest
+from lazyfs.node.cache_hold import has_mark
 from lazyfs.node.cache_index import DigestIndex
 from lazyfs.node.cache_layer import LayerFiles
 from lazyfs.node.cache_room import CacheRoom, best
@@ -39,6 +40,8 @@ IDLE_LAYERS = 16
 """Of those that no image has open, how many stay in memory."""
 
 SAVE_SECONDS = 60
+HOLD_SECONDS = 60.0
+"""How long who has opened an image may take to mount it from the data files of its layers."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_THE_DISK = (*_FULL, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
@@ -75,6 +78,7 @@ class NodeCache(Surroundings):
             if directory.problem:
                 report(f"{directory.path}: {directory.problem}")
         self._remove_twins()
+        self._held = {name for each in directories for name in each.names() if has_mark(each.path / name)}
         self._indexed: Future[None] = self._keeping.submit(self._index_all)
 
     def open(self, name: str, chunks: ChunkTable) -> LayerCache:
@@ -138,12 +142,25 @@ class NodeCache(Surroundings):
             directory.remove(name)
         return True
 
-    def release_holds(self) -> None:
-        """The kernel has nothing mounted: forget holds that a daemon before this one left."""
-        for name in self.names():
-            directory = self.room.of(name)
-            if directory is not None:
-                (directory.path / name / "held").unlink(missing_ok=True)
+    def hold(self, cache: LayerCache) -> bool:
+        """May the kernel be given the data file of a layer to read? Nothing of it is dropped then, for
+        `HOLD_SECONDS` and as long as somebody has it open."""
+        if self.paranoid or not cache.complete():
+            return False
+        try:
+            cache.hold(HOLD_SECONDS)
+        except OSError as error:
+            self._report(f"{cache.directory}: {error.strerror}")
+            return False
+        self._held.add(cache.directory.name)
+        return cache.complete()
+
+    def release_holds(self, at_once: bool = False) -> None:
+        """Let those layers be dropped again that nobody has mounted any more; see `LayerFiles.release`."""
+        for name in list(self._held):
+            cache = self.layer(name)
+            if cache is None or cache.release(at_once):
+                self._held.discard(name)
 
     def look_at_clock(self) -> None:
         """What is read from now on is marked with this time."""
@@ -167,12 +184,14 @@ class NodeCache(Surroundings):
                 self._report(f"sync: {error.strerror}")
         if save:
             self._saved = self.now
+        self.release_holds()
         return self.room.keep_limits()
 
     def choose(
         self, names: Iterable[str], rule: Callable[[list[tuple[Any, Any]]], list[list[int]]]
     ) -> dict[str, list[int]]:
         """The chunks that `rule` picks of these layers; nothing of layers that the kernel has mounted."""
+        self.release_holds(at_once=True)
         found = [
             (name, cache.used.copy(), cache.sizes()) for name, cache in self._each(names) if not cache.held
         ]
@@ -294,7 +313,7 @@ class NodeCache(Surroundings):
             self._checked.add(directory)
             for name in directory.names():
                 path = directory.path / name
-                if name not in self._all and not (path / "held").exists() and load_table(path) is None:
+                if name not in self._all and not has_mark(path) and load_table(path) is None:
                     with suppress(OSError):
                         directory.remove(name)
             directory.measure()
@@ -334,4 +353,5 @@ def open_cache(
         directories = [CacheDirectory(paths.cache, settings.limit)]
     cache = NodeCache(directories, boot, report)
     cache.paranoid = settings.paranoid
+    cache.release_holds()
     return cache

@@ -225,6 +225,7 @@ def test_a_flipped_bit_is_found_and_fetched_again(make: Callable[[], OpenNode], 
         "layer": layer["toc"],
         "bytes": layer["bytes"],
         "damaged": [],
+        "mounted_directly": False,
     }
     flip(each.paths.cache / layer["toc"] / "data", 1_000_000)
     (index,) = ask("POST /v1/cache/verify", layer=layer["toc"])["damaged"]

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.config import NodePaths
+from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon import node as node_module
 from lazyfs.daemon.node import Node
 from lazyfs.daemon.state import State
 from lazyfs.mount.device_table import DeviceTable
-from lazyfs.node.cache_map import boot_id
 from lazyfs.node.cache_settings import CacheSettings
 
 from .open_node import MakeNode

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lazyfs.config import boot_id
 from lazyfs.formats.chunks import UNIT_SIZE
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.cache_map import DURABLE, HEADER_SIZE, UnitMap, boot_id
+from lazyfs.node.cache_map import DURABLE, HEADER_SIZE, UnitMap
 from lazyfs.node.cache_surroundings import Surroundings
 
 from .samples import BOOT, KIB, NEXT_BOOT, PATIENCE, TOC_NAME, Layer, has
@@ -309,19 +310,6 @@ def test_a_read_that_a_drop_overtakes(
 
     monkeypatch.setattr(os, "pread", late)
     assert cache.read(100, 90 * KIB) == (layer.device[100 : 100 + 90 * KIB] if comes_back else None)
-    cache.close()
-
-
-def test_what_is_held_is_not_dropped(directory: Path, layer: Layer) -> None:
-    cache = filled(directory, layer)
-    cache.hold()
-    cache.hold()
-    cache.release()
-    assert cache.held
-    assert cache.drop([0, 1]) == 0
-    assert present(cache) == [True] * 3
-    cache.release()
-    assert cache.drop([0, 1]) == 2
     cache.close()
 
 

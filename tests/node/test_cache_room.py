@@ -8,7 +8,7 @@ from lazyfs.node.cache_settings import Limit
 from lazyfs.node.cache_store import SAVE_SECONDS
 
 from .caches import Nodes, fill, name, present
-from .samples import KIB, NEXT_BOOT, Layer
+from .samples import KIB, PATIENCE, Layer
 
 
 def test_the_limit_is_kept_by_dropping_the_oldest(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_full_cache_takes_nothing_in_and_says_so(node: Nodes) -> None:
     cache = node(Limit(256 * KIB))
     layer = Layer([64 * KIB] * 10)
     each = cache.open(name(1), layer.chunks)
-    each.hold()
+    each.hold(PATIENCE)
     kept = [each.put(index, layer.plain(index)) for index in range(10)]
     assert kept[0]
     assert not kept[-1]
@@ -112,23 +112,6 @@ def test_pinned_and_held_layers_stay(node: Nodes) -> None:
     for each, layer in zip(caches, layers, strict=True):
         fill(each, layer)
     cache.pinned = frozenset({name(0)})
-    caches[1].hold()
+    caches[1].hold(PATIENCE)
     cache.room.make(cache.directories[0], 1 << 30)
     assert [all(present(each)) for each in caches] == [True, True, False]
-
-
-def test_a_hold_outlives_its_daemon_but_not_its_kernel(node: Nodes) -> None:
-    layer = Layer([64 * KIB] * 4)
-    before = node()
-    each = before.open(name(1), layer.chunks)
-    fill(each, layer)
-    each.hold()
-    before.close()
-    same_kernel = node()
-    same_kernel.room.make(same_kernel.directories[0], 1 << 30)
-    assert not same_kernel.remove(name(1))
-    assert all(present(same_kernel.open(name(1), layer.chunks)))
-    same_kernel.close()
-    rebooted = node(boot=NEXT_BOOT)
-    assert rebooted.remove(name(1))
-    assert rebooted.names() == []
