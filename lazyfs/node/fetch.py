@@ -6,8 +6,8 @@
 
 A chunk that nobody has is fetched once, however many readers wait for it, and is handed out as soon as it has come
 and is proved, while the rest of its run still streams. What one source does not give is asked of the next. A flight
-that fails is forgotten, so that the next read tries anew. A read that gets no answer is asked a second time, and is
-an error when its time is over.
+that fails is forgotten, so that the next read tries anew; only what all sources gave damaged is left alone for a
+moment (`damage`). A read that gets no answer is asked a second time, and is an error when its time is over.
 """
 
 import logging
@@ -18,9 +18,10 @@ from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 
-from lazyfs.errors import LazyfsError, NodeError, StoreError
+from lazyfs.errors import IntegrityError, LazyfsError, NodeError, StoreError
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.crew import Lane
+from lazyfs.node.damage import Damage
 from lazyfs.node.engine import Engine
 from lazyfs.node.plan import REQUEST_SIZES, Flight, Run, join_neighbours
 from lazyfs.node.sources import BlobSource, Sources, open_chunk
@@ -50,10 +51,12 @@ class Fetcher:
         self._kept = threading.Condition(self._lock)
         self._flights: dict[int, Flight] = {}
         self._no_room_until = 0.0
+        self._damage = Damage()
 
     def prefer(self, source: BlobSource) -> None:
         """Ask `source` first from now on; the others remain, for what it does not give."""
         self._sources.prefer(source)
+        self._damage.forget()
 
     def flights(self, indexes: Iterable[int]) -> list[Flight]:
         """A flight for each of the chunks: started, already on its way, or landed since the caller looked."""
@@ -66,8 +69,11 @@ class Fetcher:
                 if flight is None:
                     flight = Flight(index, demanded=now)
                     plain = self._cache.read(int(self._chunks.start[index]), self._chunks.length(index))
+                    damage = self._damage.of(index)
                     if plain is not None:
                         flight.future.set_result(plain)
+                    elif damage is not None:
+                        flight.future.set_exception(damage)
                     else:
                         self._flights[index] = flight
                         started.append(flight)
@@ -92,7 +98,11 @@ class Fetcher:
         started: list[Flight] = []
         with self._lock:
             for index in indexes:
-                if index not in self._flights and self._cache.missing_units(index):
+                if (
+                    index not in self._flights
+                    and self._cache.missing_units(index)
+                    and self._damage.of(index) is None
+                ):
                     self._flights[index] = flight = Flight(index, lane)
                     started.append(flight)
             runs = self._plan(started, lane)
@@ -147,7 +157,7 @@ class Fetcher:
         run: Run,
         part: list[Flight],
         sources: Sequence[BlobSource],
-        first_error: LazyfsError | None = None,
+        earlier: tuple[LazyfsError, ...] = (),
     ) -> None:
         """Land each flight of the part, or fail it with what the first source had to say."""
         source, *others = sources
@@ -160,9 +170,12 @@ class Fetcher:
         for flights, reason in failed:
             if others:
                 log.warning("%s: %s; trying another store", self._layer, reason)
-                self._fetch(run, flights, others, first_error or reason)
-            else:
-                self._fail(flights, first_error or reason)
+                self._fetch(run, flights, others, (*earlier, reason))
+                continue
+            first, *_ = errors = (*earlier, reason)
+            if all(isinstance(error, IntegrityError) for error in errors):
+                self._damage.note((flight.index for flight in flights), first)
+            self._fail(flights, first)
 
     def _stream(
         self,

@@ -23,6 +23,7 @@ from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
 from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Toc
 from tests.layouts import toc_of, with_layers, with_toc
+from tests.waiting import wait_until
 
 from .conftest import PATIENCE, Node, assert_error, blob, layout_of, manifest_of, succeed
 
@@ -53,7 +54,6 @@ def unreadable(view: Path, truth: dict[str, str]) -> list[str]:
         return failed
 
     with ThreadPoolExecutor(1) as pool:
-        # Each file in a damaged chunk asks the store anew.
         return pool.submit(read).result(4 * PATIENCE)
 
 
@@ -104,7 +104,7 @@ def test_flipped_bytes(
             path.write_bytes(data)
     if result.returncode:
         node.mount(copied_small, view)
-    assert unreadable(view, truth) == []
+    wait_until(lambda: unreadable(view, truth) == [], "all to be readable again")
     node.umount(view)
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_blob_is_named_and_mended_without_a_restart(
     assert "Input/output error" in result.stderr
     assert node("check", copied_small).returncode in DAMAGED
     middle.write_bytes(whole)
-    assert unreadable(view, truth) == []
+    wait_until(lambda: unreadable(view, truth) == [], "all to be readable again")
     succeed(node("check", copied_small))
     node.umount(view)
 
@@ -147,7 +147,7 @@ def test_a_truncated_blob(
         assert_error(result, result.returncode, middle.name)
         assert result.returncode in DAMAGED
     middle.write_bytes(whole)
-    assert unreadable(view, truth) == []
+    wait_until(lambda: unreadable(view, truth) == [], "all to be readable again")
     node.umount(view)
 
 

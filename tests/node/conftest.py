@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.errors import IntegrityError
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import TIMEOUT, Engine
@@ -40,6 +41,13 @@ class Rig:
 
     def is_right(self, offset: int = 0, length: int = 1 << 40) -> bool:
         return self.read(offset, length) == self.layer.device[offset : offset + length]
+
+    def is_readable(self) -> bool:
+        """False while something of it is damaged."""
+        try:
+            return len(self.read(0, 1 << 40)) == len(self.layer.device)
+        except IntegrityError:
+            return False
 
 
 @pytest.fixture

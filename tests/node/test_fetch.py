@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, StoreError
-from lazyfs.node import plan
+from lazyfs.node import damage, plan
+from lazyfs.node.crew import Lane
 from lazyfs.node.plan import Flight, join_neighbours
 from lazyfs.node.sources import open_chunk
+from tests.waiting import wait_until
 
 from .conftest import Rig
 from .samples import KIB, PATIENCE, FakeStore, Layer, failing, has
@@ -153,6 +155,42 @@ def test_a_damaged_chunk_fails_alone(rig: Make) -> None:
     assert each.is_right(120 * KIB)
     assert len(each.store.reads) == 1
     each.store.damage(each.layer, 2)  # the same bit again: it is mended
+    wait_until(each.is_readable, "the damage to be forgotten")
+    assert each.is_right()
+
+
+def test_what_was_damaged_a_moment_ago_is_not_asked_for_again(
+    rig: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "REMEMBER_SECONDS", 3600.0)
+    each = rig([40 * KIB] * 5)
+    each.store.damage(each.layer, 2)
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="chunk 2 of blob"):
+            each.read(80 * KIB, 512)
+        with pytest.raises(IntegrityError, match="chunk 2 of blob"):
+            each.read(0, 200 * KIB)
+    assert each.fetcher.ahead(range(2, 3), Lane.PREFETCH) == []
+    assert each.store.reads.count(each.layer.frame_span(2)) == 1
+    assert each.store.twice() == 0
+    assert len(each.timeline.counters()["recent_failures"]) == 1
+    # Whoever opens the image again may have come with a store that is whole.
+    each.fetcher.prefer(FakeStore(each.layer.blob).source())
+    assert each.is_right()
+
+
+def test_only_damage_everywhere_is_remembered(rig: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that could not be asked may have it right."""
+    monkeypatch.setattr(damage, "REMEMBER_SECONDS", 3600.0)
+    each = rig()
+    other = FakeStore(each.layer.blob)
+    other.damage(each.layer, 1)
+    each.fetcher.prefer(other.source())
+    each.store.fault = failing(StoreError("away"))
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="chunk 1 of blob"):
+            each.read(40 * KIB, 512)
+    each.store.fault = lambda offset, length: None
     assert each.is_right()
 
 

@@ -115,6 +115,7 @@ def test_a_damaged_layer_is_given_up(rig: Make, filler: MakeFiller) -> None:
     filling.add(each.fetcher, each.cache)
     wait_until(done(filling))
     each.store.fault = lambda offset, length: None
+    wait_until(each.is_readable, "the damage to be forgotten")
     assert each.is_right()
 
 
