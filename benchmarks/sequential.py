@@ -3,7 +3,9 @@
     python -m benchmarks.sequential [--runs 3]
 
 The file is made of the files of a scientific stack, so it compresses as programs do. *Cold* comes from a registry
-on loopback (nginx) with an empty cache, *cached* through FUSE from the node's cache. The page cache is empty each time.
+on loopback (nginx) with an empty cache, *cached* through FUSE from the node's cache, *direct* from a mount of the
+cache's own file. The page cache is empty each time; *data warm* then has the cache's file in it, but nothing of what
+is mounted, which leaves the disk out of it.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +32,8 @@ from benchmarks.unpack import image_layers
 from converter import Settings, convert_image
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
+from lazyfs.errors import LazyfsError
+from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.stores import open_store, parse_reference
 
 SIZE = 512 << 20
@@ -52,7 +57,8 @@ def main() -> int:
 
 
 def rows(figures: dict[str, list[float]]) -> list[Row]:
-    bars = {"cold": COLD_BAR, "cached": CACHED_BAR}
+    bars = dict.fromkeys(("cached", "direct", "cached, data warm", "direct, data warm"), CACHED_BAR)
+    bars["cold"] = COLD_BAR
     return [
         Row(f"512 MB in order, {name}", statistics.median(values), "MB/s", bars.get(name), at_least=True)
         for name, values in figures.items()
@@ -63,22 +69,39 @@ def rows(figures: dict[str, list[float]]) -> list[Row]:
 def measure(directory: Path, cache: Path, runs: int) -> dict[str, list[float]]:
     """MB/s of each run, and the daemon's CPU seconds."""
     layout = _converted(directory, cache)
-    figures: dict[str, list[float]] = {
-        name: [] for name in ("ext4", "cold", "cached", "cold, CPU s", "cached, CPU s")
-    }
+    figures: defaultdict[str, list[float]] = defaultdict(list)
     plain = directory / "plain"
     _unpack_to(directory, plain)
     with serve_layout(layout, "app") as address:
         for _ in range(runs):
             figures["ext4"].append(_rate(plain))
-            root = directory / "node"
-            with _mounted(root, f"docker://{address}/app:lazy") as (file, process):
-                for name in ("cold", "cached"):
-                    before = cpu_of(process)
-                    figures[name].append(_rate(file))
-                    figures[f"{name}, CPU s"].append(cpu_of(process) - before)
-            shutil.rmtree(root)
+            figures["ext4, data warm"].append(_rate(plain, plain))
+            with _node(directory / "node") as root:
+                _measure_node(root, f"docker://{address}/app:lazy", figures)
     return figures
+
+
+def _measure_node(root: Path, reference: str, figures: defaultdict[str, list[float]]) -> None:
+    with _mounted(root, reference) as (file, process):
+        for name, warm in (("cold", None), ("cached", None), ("cached, data warm", _data(root))):
+            before = cpu_of(process)
+            figures[name].append(_rate(file, warm))
+            figures[f"{name}, CPU s"].append(cpu_of(process) - before)
+    subprocess.run([*_lazyfs(root), "cache", "warm", reference], check=True, capture_output=True)
+    with _mounted(root, reference) as (file, _):
+        if not [entry for entry in list_mounts(root) if entry.target.name.endswith("-direct")]:
+            raise LazyfsError("the image is not mounted from the cache's own file")
+        figures["direct"].append(_rate(file))
+        figures["direct, data warm"].append(_rate(file, _data(root)))
+
+
+@contextmanager
+def _node(root: Path) -> Iterator[Path]:
+    try:
+        yield root
+    finally:
+        subprocess.run([*_lazyfs(root), "shutdown"], check=True)
+        shutil.rmtree(root)
 
 
 def _converted(directory: Path, cache: Path) -> Path:
@@ -107,17 +130,27 @@ def _mounted(root: Path, reference: str) -> Iterator[tuple[Path, int]]:
     """The file, and the daemon's process."""
     target = root.with_name("mounted")
     target.mkdir(exist_ok=True)
-    lazyfs = [sys.executable, "-m", "lazyfs.cli.main", "--root", str(root)]
-    subprocess.run([*lazyfs, "mount", "--no-fill", reference, str(target)], check=True)
+    subprocess.run([*_lazyfs(root), "mount", "--no-fill", reference, str(target)], check=True)
     try:
         yield next(target.iterdir()), DaemonClient(NodePaths.choose(root)).status()["pid"]
     finally:
-        subprocess.run([*lazyfs, "umount", str(target)], check=True)
-        subprocess.run([*lazyfs, "shutdown"], check=True)
+        subprocess.run([*_lazyfs(root), "umount", str(target)], check=True)
 
 
-def _rate(file: Path) -> float:
+def _lazyfs(root: Path) -> list[str]:
+    return [sys.executable, "-m", "lazyfs.cli.main", "--root", str(root)]
+
+
+def _data(root: Path) -> Path:
+    """The largest file of the cache, which holds the one that is read."""
+    return max((root / "cache").glob("*/data"), key=lambda path: path.stat().st_size)
+
+
+def _rate(file: Path, warm: Path | None = None) -> float:
+    """MB/s of reading it, with nothing in the page cache but `warm`."""
     drop_page_cache()
+    if warm is not None:
+        subprocess.run(["cat", str(warm)], stdout=subprocess.DEVNULL, check=True)
     began = time.monotonic()
     with subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
