@@ -119,6 +119,11 @@ class NodePaths:
         return self.root / "toc"
 
     @property
+    def proofs(self) -> Path:
+        """Which TOCs are of the stream that they say they are of, and which are not; see `daemon.verdicts`."""
+        return self.root / "proofs"
+
+    @property
     def documents(self) -> Path:
         """Manifests and configs as they came, named by their sha256."""
         return self.root / "documents"

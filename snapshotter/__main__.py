@@ -16,10 +16,13 @@ from lazyfs.errors import BusyError, LazyfsError, NodeError, UsageError
 from snapshotter.image_service import serving_images
 from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
-from snapshotter.limits import read_default
 from snapshotter.service import serving
+from snapshotter.settings import SnapshotSettings
 
 log = logging.getLogger("snapshotter")
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
@@ -34,36 +37,36 @@ log = logging.getLogger("snapshotter")
 )
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_DIRECTORY,
     default=Path("/var/lib/lazyfs-snapshotter"),
     show_default=True,
     help="Where snapshots and their records are kept.",
 )
 @click.option(
     "--address",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_FILE,
     default=Path("/run/lazyfs/snapshotter.sock"),
     show_default=True,
     help="The unix socket to serve on.",
 )
 @click.option(
     "--node",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_DIRECTORY,
     help="The directory of the node whose daemon is used. Without it, one of its own below --root is started.",
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_FILE,
     help="Settings of that own node (docs/operations.md), instead of those in node/config.toml below --root.",
 )
 @click.option(
     "--image-service",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_FILE,
     help="Serve CRI's image service here, for kubelet's --image-service-endpoint: passwords of pulls are learned.",
 )
 @click.option(
     "--image-service-of",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_FILE,
     default=Path("/run/containerd/containerd.sock"),
     show_default=True,
     help="The containerd that answers it.",
@@ -107,8 +110,9 @@ def _run(
         paths = NodePaths.choose(node or root / "node")
         if config is not None:
             _use_settings(paths, config.absolute())
-        images = Images(paths)
-        snapshots = Snapshots(root, images, limit=read_default(paths))
+        settings = SnapshotSettings.read(paths)
+        images = Images(paths, settings.trust)
+        snapshots = Snapshots(root, images, limit=settings.limit)
         try:
             with ExitStack() as stack:
                 stack.enter_context(serving(snapshots, address))

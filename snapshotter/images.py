@@ -18,12 +18,14 @@ from typing import TypeVar
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon
+from lazyfs.daemon.verdicts import Verdicts
 from lazyfs.errors import BusyError, LazyfsError
 from lazyfs.mount.images import is_shown, mount_view, release_unused
 from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import parse_reference
 from snapshotter.labels import WantedLayer
 from snapshotter.records import Lazy
+from snapshotter.settings import EVERYBODY, Trust
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -38,23 +40,23 @@ _FAILED_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An image's layers, lowest first; the first `converted` of them are ones of ours."""
+    """An image's layers, lowest first; the first of them, as many as there are `tocs`, are ones of ours."""
 
     reference: str
     blobs: tuple[str, ...]
     chain_ids: tuple[str, ...]
-    converted: int
+    tocs: tuple[str, ...]
 
     def find(self, wanted: WantedLayer) -> Lazy | None:
         """None where the layer is not of this image, or it or one below is not one of ours.
 
-        It does not matter what the snapshots below are: equal chain IDs are equal content, and the image of the
-        layers up to the wanted one shows all of it.
+        It does not matter what the snapshots below show: the image of the layers up to the wanted one shows all of
+        it, from this image's TOCs alone.
         """
         below = ""
         for number, (blob, chain_id) in enumerate(zip(self.blobs, self.chain_ids, strict=True)):
-            if (blob, chain_id) == (wanted.blob, wanted.chain_id) and number < self.converted:
-                return Lazy(self.reference, number + 1, chain_id, below)
+            if (blob, chain_id) == (wanted.blob, wanted.chain_id) and number < len(self.tocs):
+                return Lazy(self.reference, number + 1, chain_id, below, self.tocs[: number + 1])
             below = chain_id
         return None
 
@@ -78,8 +80,10 @@ class _Look:
 class Images:
     """A client of one node's daemon. Thread safe."""
 
-    def __init__(self, paths: NodePaths) -> None:
+    def __init__(self, paths: NodePaths, trust: Trust = EVERYBODY) -> None:
         self._paths = paths
+        self._trust = trust
+        self._verdicts = Verdicts(paths.proofs)
         self._lock = threading.Lock()
         self._looks: OrderedDict[str, _Look] = OrderedDict()
         self._showing: dict[int, threading.Lock] = {}
@@ -113,6 +117,8 @@ class Images:
                 # A tag may have moved since.
                 self._forget(wanted.reference, look)
                 found = self._look(wanted.reference)[0].result().find(wanted)
+            if found is not None:
+                self._verdicts.refuse_wrong(found.tocs)
         except TimeoutError:
             log.warning("%s: no answer within %.1f s; containerd downloads it", wanted.reference, PATIENCE)
             return None
@@ -121,10 +127,14 @@ class Images:
             return None
         if found is None:
             log.info("%s has no lazyfs layer %s", wanted.reference, wanted.blob)
+        elif not self._believes(found):
+            log.info("%s is not trusted, nor proved: containerd downloads it", wanted.reference)
+            return None
         return found
 
     def show(self, number: int, lazy: Lazy, target: Path) -> None:
         """Have the image of snapshot `number` at `target`. Raises what the daemon or the kernel has against it."""
+        self._verdicts.refuse_wrong(lazy.tocs)
         with self._lock:
             lock = self._showing.setdefault(number, threading.Lock())
         with lock:
@@ -133,7 +143,7 @@ class Images:
             if unmount(target, detach=True):
                 log.warning("%s was left by a daemon that was killed; mounting it again", target)
             with daemon_in_use(self._paths) as daemon:
-                mount_view(self._paths, daemon.open_image(lazy.reference, lazy.layers), target)
+                mount_view(self._paths, daemon.open_image(lazy.reference, lazy.layers, prove=True), target)
 
     def forget(self, numbers: set[int]) -> None:
         """These snapshots are gone, and where they were shown is unmounted; nor does the daemon need their layers."""
@@ -146,6 +156,9 @@ class Images:
         except LazyfsError as error:
             # Where none runs there is nothing to let go of.
             log.debug("the node's daemon lets go of nothing: %s", error)
+
+    def _believes(self, lazy: Lazy) -> bool:
+        return self._trust.covers(lazy.reference) or all(map(self._verdicts.is_right, lazy.tocs))
 
     def _look(self, reference: str) -> tuple[_Look, bool]:
         """The answer, or what will be one; was it asked for before?"""
@@ -178,7 +191,7 @@ class Images:
             str(replace(parse_reference(reference), tag=None, digest=answer["digest"])),
             tuple(layer["blob"] for layer in answer["chain"]),
             tuple(chain_ids),
-            sum(1 for layer in answer["chain"] if layer["toc"]),
+            tuple(layer["toc"] for layer in answer["chain"] if layer["toc"]),
         )
 
     def _start_daemon(self) -> None:

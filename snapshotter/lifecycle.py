@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from lazyfs.errors import BusyError, NodeError, UsageError
+from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
 from snapshotter.directories import Directories
 from snapshotter.filters import parse_filters
 from snapshotter.idmap import id_mapping
@@ -162,8 +162,13 @@ class Snapshots:
         labels = {**labels, REMOTE: _REMOTE_VALUE}
         with suppress(TakenError), self._records.writing() as table:
             self._insert(table, Kind.COMMITTED, wanted.chain_id, parent, labels, lazy)
-        self._reached("provided")
-        return True
+            self._reached("provided")
+            return True
+        # Of two images that claim the same chain ID for other TOCs one is wrong, or they were converted differently.
+        with suppress(NotFoundError):
+            there = self.stat(wanted.chain_id).lazy
+            return there is not None and there.tocs == lazy.tocs
+        return False
 
     def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         if parent:

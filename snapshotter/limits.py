@@ -1,7 +1,7 @@
 """How much a container may write.
 
-Label `containerd.io/snapshot/lazyfs.limit` of its snapshot says it, such as `10G`, else the default of the node's
-configuration (`limit`, section `[snapshots]` of `config.toml`); `none` where there shall be no limit.
+Label `containerd.io/snapshot/lazyfs.limit` of its snapshot says it, such as `10G`, else the default of the node
+(`settings`); `none` where there shall be no limit.
 
 By project quota where the file system of the snapshots has it. Elsewhere the snapshot's directory is a file system of
 that size in a file of its own, which takes on disk what is written to it.
@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from lazyfs.config import NodePaths, read_settings
 from lazyfs.errors import NodeError, UsageError
 from lazyfs.mount.loop import mount_file
 from lazyfs.node.cache_settings import Limit
@@ -29,15 +28,6 @@ _KIND = "ext4"
 _OPTIONS = b"discard"
 _MS_NOATIME = 1024
 _SECONDS = 60.0
-
-
-def read_default(paths: NodePaths) -> int | None:
-    """The default of the node's `config.toml`; UsageError where it cannot be meant."""
-    values = read_settings(paths, "snapshots")
-    for name in values:
-        if name != "limit":
-            raise UsageError(f"{paths.settings}: [snapshots]: there is no {name!r}", hint="there is: limit")
-    return parse_limit(str(values.get("limit", NO_LIMIT)))
 
 
 def wanted_limit(labels: Mapping[str, str], default: int | None) -> int | None:

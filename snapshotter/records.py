@@ -40,10 +40,11 @@ _MIGRATIONS = (
         parent_chain_id TEXT NOT NULL
     ) STRICT;
     """,
+    "ALTER TABLE lazy ADD COLUMN tocs TEXT NOT NULL DEFAULT ''",
 )
 _COLUMNS = """
     s.id, s.key, s.kind, coalesce(p.key, ''), coalesce(p.id, 0), s.created, s.updated, s.labels, s.size, s.inodes,
-    l.reference, l.layers, l.chain_id, l.parent_chain_id
+    l.reference, l.layers, l.chain_id, l.parent_chain_id, l.tocs
 """
 _FROM = "FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent LEFT JOIN lazy l ON l.id = s.id"
 _ANCESTORS = """
@@ -73,13 +74,15 @@ class Kind(IntEnum):
 class Lazy:
     """The lowest `layers` layers of an image, whose manifest's digest `reference` names.
 
-    Two chain IDs name their content: of all of them, and of all but the topmost ("" where that is none).
+    Two chain IDs name their content: of all of them, and of all but the topmost ("" where that is none). What is shown
+    is what the layers' TOCs say, by their sha256: that they say it of these chain IDs is the image's claim.
     """
 
     reference: str
     layers: int
     chain_id: str
     parent_chain_id: str
+    tocs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +213,11 @@ class Table:
             raise TakenError(f"there is a snapshot {key} already") from error
         if lazy is not None:
             self._connection.execute(
-                "INSERT INTO lazy VALUES (?, ?, ?, ?, ?)",
-                (row[0], lazy.reference, lazy.layers, lazy.chain_id, lazy.parent_chain_id),
+                "INSERT INTO lazy VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    *(row[0], lazy.reference, lazy.layers, lazy.chain_id, lazy.parent_chain_id),
+                    " ".join(lazy.tocs),
+                ),
             )
         return self.get(key)
 
@@ -277,6 +283,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _snapshot(row: tuple[Any, ...]) -> Snapshot:
     number, key, kind, parent, parent_id, created, updated, labels, size, inodes, *lazy = row
+    reference, layers, chain_id, below, tocs = lazy
     return Snapshot(
         id=number,
         key=key,
@@ -287,7 +294,7 @@ def _snapshot(row: tuple[Any, ...]) -> Snapshot:
         updated=updated,
         labels=json.loads(labels),
         usage=Usage(size, inodes),
-        lazy=None if lazy[0] is None else Lazy(*lazy),
+        lazy=None if reference is None else Lazy(reference, layers, chain_id, below, tuple(tocs.split())),
     )
 
 

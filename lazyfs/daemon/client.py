@@ -51,13 +51,16 @@ class DaemonClient:
         fill: bool = True,
         mode: str = "",
         command: str | None = None,
+        prove: bool = False,
     ) -> dict[str, Any]:
         """See `Node.open_image`. A relative path in `reference` counts from this process's directory.
 
         `meanwhile` is called once while the daemon is at work. `mode` is one of `mount.ladder.MODES`; without one
         what the node's settings say.
         """
-        body = image_request(self._paths, reference, mode=mode, fill=fill, lowest=lowest, command=command)
+        body = image_request(
+            self._paths, reference, mode=mode, fill=fill, lowest=lowest, command=command, prove=prove
+        )
         return self._ask_for(IMAGES, body, meanwhile)
 
     def look_at(self, reference: str) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from lazyfs.daemon.image_finder import Found, ImageFinder
 from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
+from lazyfs.daemon.verdicts import Verdicts
 from lazyfs.daemon.views import Views
 from lazyfs.errors import IntegrityError, NotFoundError, UsageError
+from lazyfs.formats.oci import Descriptor
 from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts
@@ -34,9 +36,10 @@ from lazyfs.node.engine import Engine
 from lazyfs.node.entry import Entry, EntryLayer, EntryPoints
 from lazyfs.node.fetch_settings import FetchSettings
 from lazyfs.node.files import remove_torn
-from lazyfs.node.fill import Filler
+from lazyfs.node.fill import Filler, GoOn
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
 from lazyfs.node.launches import Launches
+from lazyfs.node.proof import FalseLayerError, prove_layer
 from lazyfs.node.seen import SeenImage, SeenLayer
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.warm import missing_spans, warm
@@ -90,6 +93,7 @@ class Node:
         self._filler: Filler | None = None
         if fetching.fill:
             self._filler = Filler(self._engine.crew, self.cache.room.is_spare, self.launches.any_coming)
+        self._verdicts = Verdicts(paths.proofs)
         self._forget_days = settings.forget_days
         self._state = State(paths.state, f"{boot.decode()} {connection}")
         self._finder = ImageFinder(
@@ -115,6 +119,7 @@ class Node:
         mode: str = ladder.FILE,
         command: str | None = None,
         direct: bool = False,
+        prove: bool = False,
     ) -> dict[str, Any]:
         """Make an image ready to be mounted in this mode: its devices shown, its bootstrap written.
 
@@ -122,14 +127,17 @@ class Node:
         layers, the lowest ones. Returns `key` (the same for equal layers), `bootstrap`, `devices` (paths, lowest
         layer first), `layers` (their device numbers), `config` (what a run reads of the image's config), `digest`,
         `reference`, `mode`, and `view`, the path of what a mount of another mode than "file" is made of. With `fill`
-        what nobody reads is fetched as well, while nothing else is to be done. `command` is what is about to be run
-        ("": what the image's config says): without a launch pack it is fetched ahead. With `direct` also the names in
-        the cache of those layers that the kernel may read there, "" for the others; who mounts them asks `are_held`.
+        what nobody reads is fetched as well, while nothing else is to be done; with `prove`, for who knows layers by
+        their DiffIDs, each is then proved to have its own, and IntegrityError where one has not. `command` is what is
+        about to be run ("": what the config says): without a launch pack it is fetched ahead. With `direct` also the
+        names in the cache of those layers that the kernel may read there, "" for the others; who
+        mounts them asks `are_held`.
         """
         with self._finder.find(reference_text, directory) as found:
             image = found.image
             if lowest is not None and not 1 <= lowest <= len(image.layers):
                 raise UsageError(f"{found.reference} has {len(image.layers)} layers, not {lowest}")
+            self._refuse_wrong(image.layers[:lowest])
             layers = self._layers.open(found.store, found.reference, found.documents, image.layers[:lowest])
             key = self._bootstraps.make(layers) if mode == ladder.FILE else image_key(layers)
             view = self._views.show(mode, key, layers)
@@ -160,7 +168,9 @@ class Node:
             self._images[name] = answer
         if fill and self._filler is not None:
             for layer in layers:
-                self._filler.add(layer.fetcher, layer.cache)
+                proved = not prove or self._verdicts.is_right(layer.toc_digest)
+                judge = None if proved else partial(self._judge, layer)
+                self._filler.add(layer.fetcher, layer.cache, judge)
         return {**answer, "direct": whole}
 
     def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
@@ -172,6 +182,7 @@ class Node:
         with self._finder.find(reference_text, directory) as found:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
+            self._refuse_wrong(converted)
             layers = self._layers.open(found.store, found.reference, found.documents, converted)
             self._launch(found, layers, "", ladder.FILE, [""] * len(layers))
         if layers:
@@ -184,6 +195,19 @@ class Node:
                 for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
             ],
         }
+
+    def _refuse_wrong(self, layers: Sequence[tuple[Descriptor, str]]) -> None:
+        locations = [layer.toc_location() for layer, _ in layers]
+        self._verdicts.refuse_wrong(each.sha256 for each in locations if each is not None)
+
+    def _judge(self, layer: Layer, go_on: GoOn) -> None:
+        """Prove that the layer has its DiffID, and remember what came of it."""
+        try:
+            if prove_layer(layer.toc, layer.cache, layer.fetcher.sources(), go_on):
+                self._verdicts.keep_right(layer.toc_digest)
+        except FalseLayerError as error:
+            self._verdicts.keep_wrong(layer.toc_digest, error.message)
+            raise
 
     def warm_pack(self, reference: str, directory: Path, seconds: float) -> dict[str, Any]:
         """Fetch what the image's launch pack brings; waits for so many seconds. Returns `next` as `warm` does, and

@@ -39,6 +39,7 @@ def image_request(
     fill: bool = True,
     lowest: int | None = None,
     command: str | None = None,
+    prove: bool = False,
 ) -> dict[str, Any]:
     """The body of a request to open an image, see `DaemonClient.open_image`."""
     body = {**locate(reference), "mode": choose_mode(paths, mode)}
@@ -48,6 +49,8 @@ def image_request(
         body["lowest"] = lowest
     if command is not None:
         body["command"] = command
+    if prove:
+        body["prove"] = True
     return body
 
 

@@ -129,6 +129,7 @@ class _Service:
                 mode=_argument(body, "mode", str) if "mode" in body else ladder.FILE,
                 command=_argument(body, "command", str) if "command" in body else None,
                 direct=body.get("mode") == ladder.FILE,
+                prove=body.get("prove") is True,
             ),
             "POST /v1/chain": lambda body: node.look_at(
                 _argument(body, "reference", str), Path(_argument(body, "directory", str))

@@ -58,6 +58,10 @@ class Fetcher:
         self._sources.prefer(source)
         self._damage.forget()
 
+    def sources(self) -> tuple[BlobSource, ...]:
+        """Where the blob can be had, the preferred one first."""
+        return self._sources.in_order()
+
     def flights(self, indexes: Iterable[int]) -> list[Flight]:
         """A flight for each of the chunks: started, already on its way, or landed since the caller looked."""
         joined: list[Flight] = []

@@ -2,7 +2,7 @@
 
 So a node depends on its registry for as short a time as can be. Whoever reads comes first: a fill that is under way
 makes way at the next chunk. Nothing is dropped from the cache for what nobody has asked for: with little room left, the
-rest of a layer is not fetched.
+rest of a layer is not fetched. What has been filled can be judged: whoever adds a layer may say how.
 """
 
 import logging
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
+from functools import partial
 
 from lazyfs.errors import LazyfsError, StoreError
 from lazyfs.node.cache import LayerCache
@@ -18,6 +19,10 @@ from lazyfs.node.crew import Crew, Lane
 from lazyfs.node.fetch import Fetcher
 
 log = logging.getLogger(__name__)
+
+GoOn = Callable[[], bool]
+Judge = Callable[[GoOn], None]
+"""What is done with a layer that is here whole. It asks its argument before each step, and stops when that says no."""
 
 IDLE_SECONDS = 5.0
 """Without a read that had to wait, before anything is fetched that nobody asked for."""
@@ -49,17 +54,21 @@ class Filler:
         self._pause = pause
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Fetcher, LayerCache]] = deque()
-        self._known: set[Fetcher] = set()
+        self._known: dict[Fetcher, Judge | None] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
         self._added_at = 0.0
 
-    def add(self, fetcher: Fetcher, cache: LayerCache) -> None:
-        """Fill this layer in its turn; nothing happens if it is in the queue already, or all here."""
+    def add(self, fetcher: Fetcher, cache: LayerCache, judge: Judge | None = None) -> None:
+        """Fill this layer in its turn, and judge it then; nothing happens if both were done, or are to be."""
         with self._changed:
-            if fetcher in self._known or self._closed or cache.present_bytes() >= cache.chunks.device_size:
+            if fetcher in self._known:
+                self._known[fetcher] = judge or self._known[fetcher]
                 return
-            self._known.add(fetcher)
+            whole = cache.present_bytes() >= cache.chunks.device_size
+            if self._closed or (whole and judge is None):
+                return
+            self._known[fetcher] = judge
             self._added_at = time.monotonic()  # who opens an image is about to read
             self._waiting.append((fetcher, cache))
             if self._thread is None:
@@ -70,7 +79,7 @@ class Filler:
     def forget(self, fetcher: Fetcher) -> None:
         """Nobody uses this layer any more: what of it is on its way still comes, and nothing else."""
         with self._changed:
-            self._known.discard(fetcher)
+            self._known.pop(fetcher, None)
             self._waiting = deque(each for each in self._waiting if each[0] is not fetcher)
 
     def layers_left(self) -> int:
@@ -88,7 +97,9 @@ class Filler:
         while (layer := self._next()) is not None:
             fetcher, cache = layer
             try:
-                self._fill(fetcher, cache)
+                judge = self._known.get(fetcher) if self._fill(fetcher, cache) else None
+                if judge is not None:
+                    judge(partial(self._goes_on, fetcher))
             except StoreError as error:
                 # Others first: their stores may answer.
                 log.info("filling waits: %s", error)
@@ -98,11 +109,11 @@ class Filler:
                 self._sleep(self._pause)
                 continue
             except LazyfsError as error:
-                log.warning("not filled: %s", error)
+                log.warning("the background: %s", error)
             except Exception:  # other layers must still be filled
                 log.exception("filling a layer")
             with self._changed:
-                self._known.discard(fetcher)
+                self._known.pop(fetcher, None)
 
     def _next(self) -> tuple[Fetcher, LayerCache] | None:
         with self._changed:
@@ -110,14 +121,16 @@ class Filler:
                 self._changed.wait()
             return None if self._closed else self._waiting.popleft()
 
-    def _fill(self, fetcher: Fetcher, cache: LayerCache) -> None:
+    def _fill(self, fetcher: Fetcher, cache: LayerCache) -> bool:
+        """False where something is still missing, and is left missing."""
         index = 0
         while index < len(cache.chunks) and self._is_quiet():
             batch = range(index, min(index + _BATCH, len(cache.chunks)))
             if fetcher not in self._known or not fetcher.has_room() or not self._may_fill(cache):
-                return
+                return False
             if self._landed(fetcher.ahead(batch, Lane.FILL)):
                 index = batch.stop
+        return not self._closed
 
     def _landed(self, futures: "list[Future[bytes]]") -> bool:
         """Wait for them; False where they made way for somebody. Raises the LazyfsError of one that failed."""
@@ -131,6 +144,9 @@ class Filler:
         except CancelledError:
             return False
         return True
+
+    def _goes_on(self, fetcher: Fetcher) -> bool:
+        return self._is_quiet() and fetcher in self._known
 
     def _is_quiet(self) -> bool:
         """Wait until nobody has asked for anything for a while; False when the node is closing."""

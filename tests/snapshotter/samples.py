@@ -23,4 +23,4 @@ class EveryImage(NoImages):
     """Every layer is the lowest one of some image."""
 
     def find(self, wanted: WantedLayer) -> Lazy | None:
-        return Lazy(wanted.reference, 1, wanted.chain_id, "")
+        return Lazy(wanted.reference, 1, wanted.chain_id, "", ())

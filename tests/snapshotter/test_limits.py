@@ -17,7 +17,8 @@ from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from snapshotter import quota
 from snapshotter.labels import TARGET
-from snapshotter.limits import LIMIT, ImageLimiter, ProjectLimiter, choose_limiter, read_default, wanted_limit
+from snapshotter.limits import LIMIT, ImageLimiter, ProjectLimiter, choose_limiter, wanted_limit
+from snapshotter.settings import SnapshotSettings
 from tests.layouts import put_image
 
 from .client import Client, Service, code_of, perform
@@ -85,12 +86,12 @@ def test_what_can_be_no_limit(own: Client, text: str) -> None:
 
 def test_the_default_is_the_nodes(tmp_path: Path) -> None:
     paths = NodePaths.choose(tmp_path)
-    assert read_default(paths) is None
+    assert SnapshotSettings.read(paths).limit is None
     paths.settings.write_text('[snapshots]\nlimit = "10G"\n')
-    assert read_default(paths) == 10 << 30
+    assert SnapshotSettings.read(paths).limit == 10 << 30
     paths.settings.write_text('[snapshots]\nlimits = "10G"\n')
     with pytest.raises(UsageError, match="there is no 'limits'"):
-        read_default(paths)
+        SnapshotSettings.read(paths)
 
 
 def test_who_writes_more_has_no_space_and_nobody_else(own: Client, target: Path, tmp_path: Path) -> None:
