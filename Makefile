@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench bench-quick kill lock clean
+.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench bench-quick kill fuzz lock clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ bench-quick: setup-test ## three images, started by lazyfs and by containerd's o
 
 kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (half an hour)
 	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000
+
+fuzz: setup-test ## feed each parser a million inputs that are nearly right (hours; ARGS="--inputs 10000 --only tar")
+	@nice -n 19 $(PYTHON_BIN) -m tests.fuzz $(ARGS)
 
 lock: setup-test ## pin every dependency again, newest first
 	@scripts/lock.sh
