@@ -29,6 +29,7 @@ from benchmarks import (
     dedup,
     docker_start,
     footprint,
+    growth,
     kill_daemon,
     ladder,
     link,
@@ -37,6 +38,7 @@ from benchmarks import (
     run_speed,
     sequential,
     snapshotter_speed,
+    steady,
     suite,
     tree_speed,
     whole_image,
@@ -205,6 +207,18 @@ def _suite(cache: Path, results: Path) -> list[Row]:
     return list(suite.rows(found))
 
 
+def _growth(_: Path, results: Path) -> list[Row]:
+    found = growth.measure()
+    write_json(results, found)
+    return growth.rows(found)
+
+
+def _steady(cache: Path, results: Path) -> list[Row]:
+    found = steady.measure(cache)
+    write_json(results, found)
+    return steady.rows(found)
+
+
 def _sequential(cache: Path, results: Path) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         figures = sequential.measure(Path(directory), cache, SEQUENTIAL_RUNS)
@@ -269,6 +283,8 @@ MEASURES: Mapping[str, Measure] = {
     "many_containers": _many_containers,
     "footprint": _footprint,
     "whole_image": _whole_image,
+    "growth": _growth,
+    "steady": _steady,
 }
 
 

@@ -81,7 +81,8 @@ def _measured(
     workload = SUITE[name]
     image = ensure(RECIPES[workload.recipe], cache).reference
     wanted = Wanted(image, workload.ready, name, workload.words)
-    return measure([wanted], ways, links, rounds, seed, _SCRATCH)
+    chosen = [way for way in ways if workload.with_pack or way != WITH_PACK]
+    return measure([wanted], chosen, links, rounds, seed, _SCRATCH)
 
 
 def _all_of(done: Sequence[Results], failures: Sequence[str]) -> Results:

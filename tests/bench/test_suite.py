@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import suite
+from benchmarks import growth, suite
 from benchmarks.images import RECIPES, BuildError
 from benchmarks.workloads import QUICK, SUITE
 from lazyfs.bench.results import merge, read_results
@@ -64,3 +64,21 @@ def test_a_workload_that_fails_is_told_and_the_others_are_kept(
     assert "failed: go: did not get ready" in (tmp_path / "results" / "starts.md").read_text()
     with pytest.raises(LazyfsError, match="no workload"):
         suite.run(["go"], suite.LINKS[:1], 1, tmp_path, tmp_path / "starts.json")
+
+
+def test_growth_is_fitted_to_what_grows() -> None:
+    sizes = [1e2, 1e3, 1e4, 1e5]
+    assert growth.exponent(sizes, [1.0, 1.1, 1.2, 1.1]) == 0
+    assert growth.exponent(sizes, [1 + 1e-3 * size for size in sizes]) == pytest.approx(1, abs=0.05)
+    assert growth.exponent(sizes, [1 + size**0.5 for size in sizes]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_growth_is_told_beside_its_goal() -> None:
+    found = [
+        growth.Mounted("bytes", 10**7, 0.2, 1000, 10**7),
+        growth.Mounted("bytes", 10**9, 0.3, 5000, 2 * 10**7),
+    ]
+    long, fetched, memory, _ = growth.rows(found)
+    assert long.value == pytest.approx(1.5)
+    assert not long.met
+    assert (fetched.value, memory.value) == (5, 10)

@@ -1,0 +1,195 @@
+"""A container that has long been running: lazyfs beside overlayfs on the machine's own file system.
+
+    python -m benchmarks.steady [--runs 5]
+
+Both roots can be written, and have every byte on this machine. Warm: what is measured has been done once before. Opens
+are 10,000 files, opened, asked for their size and closed; reads are of 4 KiB at random places of the largest file, and
+of whole files in order, *cold* with an empty page cache; the compile is gcc in the image itself. Ratios are of pairs.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.demo import drop_page_cache
+from benchmarks.images import RECIPES, ensure
+from benchmarks.node import TAG, convert, lazyfs, running_node
+from benchmarks.report import Row, markdown, write_json
+from benchmarks.unpack import image_layers, unpack
+from lazyfs.bench.figures import ratio
+from lazyfs.mount.syscalls import mount_overlay, unmount
+from lazyfs.stores import parse_reference
+
+RUNS = 5
+OPENS, READS = 10_000, 20_000
+_IMAGE = "gcc"
+_PAGE = 4096
+_PIECE = 1 << 20
+_FUNCTIONS = 400
+BARS = {
+    "10,000 opens, warm": 1.1,
+    "random reads, warm": 1.1,
+    "a compile, warm": 1.1,
+    "all of it in order, warm": 1.1,
+}
+"""Ours / overlayfs's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """Seconds of each run, in the same order."""
+
+    measure: str
+    lazyfs: list[float]
+    overlayfs: list[float]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steady", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    arguments = parser.parse_args()
+    found = measure(arguments.cache, arguments.runs)
+    for each in found:
+        ours, theirs = statistics.median(each.lazyfs), statistics.median(each.overlayfs)
+        print(f"{each.measure:26}{ours:8.3f} s{theirs:8.3f} s   {ratio(each.lazyfs, each.overlayfs)}")
+    print(markdown(rows(found)))
+    if arguments.json:
+        write_json(arguments.json, found)
+    return 0
+
+
+def measure(cache: Path, runs: int = RUNS) -> list[Steady]:
+    with (
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name,
+        _both_roots(Path(name), cache) as roots,
+    ):
+        for root in roots.values():
+            _write_source(root)
+            for path in _files(root):
+                path.read_bytes()
+        return [_paired(roots, measure, action, runs, cold=cold) for measure, action, cold in _actions(roots)]
+
+
+Action = Callable[[Path], None]
+
+
+def _actions(roots: Mapping[str, Path]) -> Iterator[tuple[str, Action, bool]]:
+    files = [path.relative_to(roots["overlayfs"]) for path in _files(roots["overlayfs"])]
+    largest = max(files, key=lambda path: (roots["overlayfs"] / path).stat().st_size)
+    many = random.Random(1).choices(files, k=OPENS)
+    yield "10,000 opens, warm", lambda root: _open(root, many), False
+    yield "random reads, warm", lambda root: _read_at_random(root / largest), False
+    yield "random reads, cold", lambda root: _read_at_random(root / largest), True
+    yield "all of it in order, warm", lambda root: _read_all(root, files), False
+    yield "all of it in order, cold", lambda root: _read_all(root, files), True
+    yield "a compile, warm", _compile, False
+    yield "a compile, cold", _compile, True
+
+
+def _paired(roots: Mapping[str, Path], name: str, action: Action, runs: int, *, cold: bool) -> Steady:
+    seconds: dict[str, list[float]] = {way: [] for way in roots}
+    for root in roots.values():
+        action(root)
+    for run in range(runs):
+        for way, root in list(roots.items())[:: 1 if run % 2 else -1]:
+            if cold:
+                drop_page_cache()
+            began = time.monotonic()
+            action(root)
+            seconds[way].append(time.monotonic() - began)
+    return Steady(name, seconds["lazyfs"], seconds["overlayfs"])
+
+
+def _open(root: Path, files: list[Path]) -> None:
+    base = str(root)
+    for path in files:
+        descriptor = os.open(f"{base}/{path}", os.O_RDONLY)
+        os.fstat(descriptor)
+        os.close(descriptor)
+
+
+def _read_at_random(path: Path) -> None:
+    chance = random.Random(2)
+    descriptor = os.open(path, os.O_RDONLY)
+    pages = os.fstat(descriptor).st_size // _PAGE
+    for _ in range(READS):
+        os.pread(descriptor, _PAGE, chance.randrange(pages) * _PAGE)
+    os.close(descriptor)
+
+
+def _read_all(root: Path, files: list[Path]) -> None:
+    for path in files:
+        with (root / path).open("rb", buffering=0) as file:
+            while file.read(_PIECE):
+                pass
+
+
+def _compile(root: Path) -> None:
+    command = ["chroot", str(root), "gcc", "-O1", "-o", "/tmp/program", "/srv/app/large.c"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _write_source(root: Path) -> None:
+    """A program that takes a moment to compile, in the upper directory."""
+    functions = "\n".join(
+        f"int f{each}(int x) {{ return x * {each} + (x >> 3); }}" for each in range(_FUNCTIONS)
+    )
+    calls = "".join(f"sum += f{each}(sum);" for each in range(_FUNCTIONS))
+    text = f'#include <stdio.h>\n{functions}\nint main(void) {{ int sum = 1; {calls} printf("%d", sum); return 0; }}\n'
+    (root / "srv/app/large.c").write_text(text)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(root / "usr"):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+@contextmanager
+def _both_roots(directory: Path, cache: Path) -> Iterator[dict[str, Path]]:
+    """The image by lazyfs and unpacked layer by layer, both below an overlay that can be written."""
+    image = ensure(RECIPES[_IMAGE], cache)
+    source = parse_reference(image.reference)
+    layout = convert(image.reference, directory / "layout")
+    ours, theirs = directory / "lazyfs", directory / "overlayfs"
+    layers, _ = image_layers(Path(source.location), source.tag or "latest")
+    lower = []
+    for number, layer in enumerate(layers):
+        unpack([layer], directory / f"layer{number}")
+        lower.append(directory / f"layer{number}")
+    upper, work = directory / "upper", directory / "work"
+    for each in (ours, theirs, upper, work):
+        each.mkdir()
+    with ExitStack() as stack:
+        root = directory / "node"
+        stack.enter_context(running_node(root))
+        subprocess.run([*lazyfs(root), "mount", "--rw", f"oci:{layout}:{TAG}", str(ours)], check=True)
+        stack.callback(subprocess.run, [*lazyfs(root), "umount", str(ours)], check=True)
+        mount_overlay(theirs, lower[::-1], upper, work)
+        stack.callback(unmount, theirs)
+        yield {"lazyfs": ours, "overlayfs": theirs}
+
+
+def rows(found: list[Steady]) -> list[Row]:
+    made = []
+    for each in found:
+        pairs = ratio(each.lazyfs, each.overlayfs)
+        made.append(Row(f"{each.measure}, of overlayfs's", pairs.median, "", BARS.get(each.measure)))
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
