@@ -14,6 +14,7 @@ from converter.progress import LayerReport, Progress, Silent
 from lazyfs.errors import UnsupportedError
 from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import check
+from lazyfs.formats.frames import MEDIA_TYPES
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.oci import (
     FOREIGN_LAYER_TYPES,
@@ -160,7 +161,7 @@ class _Conversion:
             size=descriptor.size,
             toc_size=location.length if location else 0,
             chunks=len(layer_toc.chunks),
-            new_chunks=len(digests - self.known_chunks),
+            new_chunks=0 if reused else len(digests - self.known_chunks),
             stream_size=layer_toc.stream_size,
             seconds=time.monotonic() - began,
             reused=reused,
@@ -173,7 +174,7 @@ class _Conversion:
     def _convert_or_find(
         self, layer: Descriptor, diff_id: str, number: int
     ) -> tuple[Descriptor, toc.Toc, bool]:
-        if layer.toc_location() is not None:
+        if layer.toc_location() is not None and layer.media_type == MEDIA_TYPES[self.settings.codec]:
             layer_toc = load_toc(self.source, layer, diff_id)
             copy_blob(self.source, layer, self.target)
             return layer, layer_toc, True

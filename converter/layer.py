@@ -26,7 +26,7 @@ from lazyfs.formats import toc
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.frames import DEFAULT_LEVELS, MAX_LEVELS, MEDIA_TYPES, NONE, ZSTD
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
+from lazyfs.formats.oci import PACK_ANNOTATION, TOC_ANNOTATION, Descriptor
 from lazyfs.formats.tarwalk import Member, walk
 from lazyfs.stores.base import Store, named
 
@@ -112,6 +112,7 @@ def convert_layer(
         location = blob.add_toc(packed)
         digest, blob_size = writer.commit()
     annotations = {**layer.annotations, TOC_ANNOTATION: location.format()}
+    annotations.pop(PACK_ANNOTATION, None)  # of another TOC
     descriptor = Descriptor(MEDIA_TYPES[settings.codec], digest, blob_size, annotations)
     return ConvertedLayer(descriptor, document, len(packed))
 

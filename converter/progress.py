@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """What became of one layer. Sizes in bytes."""
+    """What became of one layer. Sizes in bytes; `new_chunks` are those that this run had to make."""
 
     diff_id: str
     source_digest: str

@@ -51,7 +51,7 @@ MAX_GLOBAL_RECORDS = 64 << 10
 MAX_LONG_NAME = 64 << 10
 MAX_ID = 2**32 - 1
 
-_DAMAGED = "the archive is damaged or was cut short: build or fetch the layer again"
+_DAMAGED = "the archive is damaged or was cut short: make or fetch it again"
 _PIECE = 1 << 18
 
 

@@ -49,7 +49,9 @@ def read_oci(file: ArchiveFile) -> Contents:
         is_docker = file.find(DOCKER_MANIFESTS) is not None
         raise NotFoundError(
             "not an oci-archive: it has no oci-layout and index.json",
-            hint=f"name it docker-archive:{file.path}" if is_docker else "a layout in a tar is one",
+            hint=f"name it docker-archive:{file.path}"
+            if is_docker
+            else "`skopeo copy SRC oci-archive:FILE` writes one",
         )
     check_version(file.document("oci-layout", MAX_DOCUMENT), "oci-layout")
     index = parse_index(file.document("index.json", MAX_INDEX), limit=MAX_INDEX)

@@ -176,6 +176,21 @@ def test_an_index_is_converted_and_what_is_no_image_for_linux_carried_along(tmp_
             convert_image(old, source, new, target, Settings(jobs=1), platform="linux/s390x")
 
 
+def test_a_converted_image_is_converted_again_for_another_codec_alone(tmp_path: Path) -> None:
+    source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
+    with open_store(source, create=True) as store, open_store(target, create=True) as new:
+        put_sample(store, make_sample("a"), "v1")
+        first = convert_image(store, source, new, target, Settings(jobs=1))
+        same = convert_image(new, target, new, replace(target, tag="same"), Settings(jobs=1))
+        assert same.digest == first.digest
+        assert all(layer.reused and not layer.new_chunks for layer in same.layers)
+        gzip = convert_image(new, target, new, replace(target, tag="gzip"), Settings("gzip", jobs=1))
+        assert not any(layer.reused for layer in gzip.layers)
+        again = convert_image(store, source, new, replace(target, tag="again"), Settings("gzip", jobs=1))
+        assert [layer.digest for layer in again.layers] == [layer.digest for layer in gzip.layers]
+        check_against(check_image(new, replace(target, tag="gzip")), store, source)
+
+
 def test_all_images_of_an_index_are_proved(tmp_path: Path) -> None:
     source, target = parse_reference(f"oci:{tmp_path}/source:v1"), parse_reference(f"oci:{tmp_path}/lazy:v1")
     with open_store(source, create=True) as old, open_store(target, create=True) as new:
