@@ -54,6 +54,12 @@ class ChunkedStream:
         return data
 
     def skip(self, n: int) -> None:
+        position = self.position + n
+        if n > 0 and position <= self._end:
+            self.position = position
+            if position >= self._due:
+                self._cut_passed()
+            return
         while n > 0 and (step := self._available(n)):
             self.position += step
             n -= step
@@ -66,7 +72,8 @@ class ChunkedStream:
             self._cut_at(member.header_offset)
         for at, length in data:
             self._data.append((at, at + length))
-        if within := self._rules.within(member):
+        if member.stored_size >= self._rules.large_file:
+            within = self._rules.within(member)
             limit = end_of(member)
             self._planned = (min(cut, limit) for cut in within)
             self._next_cut = next(self._planned)
@@ -134,10 +141,13 @@ class ChunkedStream:
     def _data_before(self, offset: int) -> list[tuple[int, int]]:
         """The data of the chunk that ends at `offset`, counted from its start."""
         ranges = []
-        while self._data and self._data[0][0] < offset:
-            start, end = self._data[0]
-            ranges.append((max(start, self._cut) - self._cut, min(end, offset) - self._cut))
+        data, cut = self._data, self._cut
+        while data and data[0][0] < offset:
+            start, end = data.popleft()
             if end > offset:
+                data.appendleft((start, end))
+                end = offset
+            ranges.append((start - cut if start > cut else 0, end - cut))
+            if end == offset:
                 break
-            self._data.popleft()
         return ranges

@@ -101,12 +101,12 @@ class Entries:
         self._starts = array("I", [0, 0])
         self._names = bytearray()
         self._table = array("I", bytes(4 * _FIRST_SLOTS))
+        self._mask = _FIRST_SLOTS - 1
 
     def get(self, directory: int, name: bytes) -> int:
         """The inode of the name, WHITEOUT, or NOTHING."""
         code = hash((directory, name)) & 0xFFFFFFFF
-        table = self._table
-        mask = len(table) - 1
+        table, mask = self._table, self._mask
         slot = code & mask
         while row := table[slot]:
             if self._hashes[row] == code and self._is(row, directory, name):
@@ -117,8 +117,7 @@ class Entries:
     def put(self, directory: int, name: bytes, inode: int) -> int:
         """Let the name stand for an inode; what it stood for before."""
         code = hash((directory, name)) & 0xFFFFFFFF
-        table = self._table
-        mask = len(table) - 1
+        table, mask = self._table, self._mask
         slot = code & mask
         while row := table[slot]:
             if self._hashes[row] == code and self._is(row, directory, name):
@@ -126,14 +125,13 @@ class Entries:
                 self._inodes[row] = inode
                 return old
             slot = (slot + 1) & mask
-        table[slot] = len(self._inodes)
+        table[slot] = row = len(self._inodes)
         self._directories.append(directory)
         self._inodes.append(inode)
         self._hashes.append(code)
-        self._names += name
-        self._names.append(0)
+        self._names += name + b"\0"
         self._starts.append(len(self._names))
-        if 2 * len(self._inodes) > mask:
+        if 2 * row > mask:
             self._grow()
         return self.NOTHING
 
@@ -162,4 +160,4 @@ class Entries:
             while table[slot]:
                 slot = (slot + 1) & mask
             table[slot] = row
-        self._table = table
+        self._table, self._mask = table, mask

@@ -247,13 +247,15 @@ class TreeBuilder:
     def _file(self, member: Member, data: int, sparse: tuple[Segment, ...] | None) -> int:
         inode = self._inodes.add(
             stat.S_IFREG | member.mode,
-            _owner(member.uid),
-            _owner(member.gid),
+            _owner(member.uid) if member.uid else 0,
+            _owner(member.gid) if member.gid else 0,
             member.size,
             member.mtime,
             member.mtime_nsec,
             data if member.size and sparse is None else 0,
-            xattrs=self._xattrs(member) if member.xattrs else 0,
+            0,
+            0,
+            self._xattrs(member) if member.xattrs else 0,
         )
         if sparse is not None:
             self._sparse[inode] = sparse

@@ -41,6 +41,13 @@ def number(field: bytes) -> int:
     return int(match[1] or b"0", 8)
 
 
+@lru_cache(maxsize=16384)
+def _stated_checksum(field: bytes) -> int:
+    """What the field says in octal digits, -1 where it does not."""
+    match = _octal(field)
+    return int(match[1], 8) if match is not None and match[1] else -1
+
+
 def text(field: bytes) -> bytes:
     """The bytes of a string field up to its first NUL, if it has one."""
     return field.partition(b"\0")[0]
@@ -53,15 +60,14 @@ def check_checksum(block: bytes) -> None:
     bytes cannot reach that: three C calls, 0.4 us, where ``sum()`` takes 3.
     """
     field = block[148:156]
-    stated = _octal(field)
+    stated = _stated_checksum(field)
     own = zlib.adler32(field, 0) & 0xFFFF
     found = (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF) - own + 8 * 0x20
-    if stated is not None and stated[1]:
-        value = int(stated[1], 8)
-        if value == found:
-            return
+    if stated == found:
+        return
+    if stated >= 0:
         high = sum(byte >= 0x80 for byte in block) - sum(byte >= 0x80 for byte in field)
-        if value == found - 256 * high:
+        if stated == found - 256 * high:
             return
     raise BadInputError("the checksum of its header does not match")
 

@@ -173,8 +173,11 @@ def walk(source: Source) -> Iterator[Member]:
             if extensions.start is not None:
                 extensions.reset()
             yield member
-            if member.stored_size:
-                _skip_data(source, member)
+            if size := member.stored_size:
+                end = member.data_offset + size
+                source.skip(((end + BLOCK - 1) & -BLOCK) - source.position)
+                if source.position < end:
+                    raise _cut_short(member)
     while source.read(_PIECE):
         pass
 
@@ -341,11 +344,9 @@ def _read_sparse(member: Member, source: Source, block: bytes, records: tar_pax.
     member.sparse = tar_sparse.place(numbers, _checked_size(member.size), start, stored)
 
 
-def _skip_data(source: Source, member: Member) -> None:
-    source.skip(member.data_offset + _padded(member.stored_size) - source.position)
-    if source.position < member.data_offset + member.stored_size:
-        error = BadInputError("the stream ends inside its data", hint=_DAMAGED)
-        raise _placed(error, member.name, member.header_offset)
+def _cut_short(member: Member) -> LazyfsError:
+    error = BadInputError("the stream ends inside its data", hint=_DAMAGED)
+    return _placed(error, member.name, member.header_offset)
 
 
 def _check_end(source: Source, block: bytes, extensions: _Extensions) -> None:
