@@ -162,8 +162,8 @@ class Node:
         name = f"{found.reference} {key}"
         if self._images.get(name) != answer:
             self._state.put_image(name, str(found.reference), answer)
-            if command is not None and launch is None:
-                self._fetch_entry(image, layers, command)
+        if command is not None and launch is None:
+            self._fetch_entry(image, key, layers, command)
         with self._noting:
             self._images[name] = answer
         if fill and self._filler is not None:
@@ -272,7 +272,7 @@ class Node:
             self._layers.let_go(layer)
         return {"layers": len(gone)}
 
-    def _fetch_entry(self, image: Image, layers: list[Layer], command: str) -> None:
+    def _fetch_entry(self, image: Image, key: str, layers: list[Layer], command: str) -> None:
         words = [command] if command else [*image.config.entrypoint, *image.config.cmd]
         if words and self.launches.enabled:
             entry = Entry(words[0], image.config.env, image.config.working_dir or "/")
@@ -280,7 +280,7 @@ class Node:
                 EntryLayer(each.toc.tree, each.fetcher, each.device.beneath, each.cache.chunks)
                 for each in layers
             ]
-            self._entries.start(parts, entry)
+            self._entries.start(key, parts, entry)
 
     def _launch(self, found: Found, layers: list[Layer], key: str, mode: str, direct: Sequence[str]) -> None:
         """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""

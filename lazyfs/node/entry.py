@@ -60,7 +60,7 @@ class Entry:
     """What is to be run: a name is looked for along the PATH of `env`."""
 
     command: str
-    env: Sequence[str]
+    env: tuple[str, ...]
     directory: str
 
     def candidates(self) -> list[bytes]:
@@ -95,7 +95,10 @@ def fetch_entry(
                 stored += sum(layers[layer].chunks.blob_length[chunks.start : chunks.stop].tolist())
                 coming += layers[layer].fetcher.ahead(chunks, Lane.PREFETCH)
         wait(coming, max(0.0, ends - time.monotonic()))
-        if is_over() or MIN_STORED < stored < SLOW * (time.monotonic() - began):
+        took = time.monotonic() - began
+        for part in layers:
+            part.fetcher.wait_kept(max(0.0, ends - time.monotonic()))  # to be read below
+        if is_over() or MIN_STORED < stored < SLOW * took:
             break
         wanted: list[list[bytes]] = []
         for inode, path in fresh.items():
@@ -105,12 +108,17 @@ def fetch_entry(
 
 
 class EntryPoints:
-    """Fetches those of images that are about to run, each on a thread of its own."""
+    """Fetches those of images that are about to run for the first time, each on a thread of its own."""
 
     def __init__(self) -> None:
         self._closing = threading.Event()
+        self._known: set[tuple[str, Entry]] = set()
 
-    def start(self, layers: Sequence[EntryLayer], entry: Entry) -> None:
+    def start(self, key: str, layers: Sequence[EntryLayer], entry: Entry) -> None:
+        """`key` names the image: what ran once has here what it read."""
+        if (key, entry) in self._known:
+            return
+        self._known.add((key, entry))
         with suppress(RuntimeError):  # no thread can be started: the start reads for itself
             threading.Thread(target=self._fetch, args=(layers, entry), name="entry", daemon=True).start()
 

@@ -140,9 +140,7 @@ def test_timeline(node: Node, demo: str, tmp_path: Path) -> None:
     assert "0 fetches" not in words
     # Of what is here already nothing is fetched, and that can be drawn as well.
     succeed(node.run("--no-fill", "--timeline", picture, demo))
-    assert "0 fetches, 0 B from the store" in " ".join(
-        element.text or "" for element in ET.parse(picture).iter()
-    )
+    assert "0 fetches, 0 B;" in " ".join(element.text or "" for element in ET.parse(picture).iter())
 
 
 def test_signals_are_forwarded(node: Node, small: str) -> None:
