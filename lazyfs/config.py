@@ -129,6 +129,11 @@ class NodePaths:
         return self.root / "documents"
 
     @property
+    def signatures(self) -> Path:
+        """Signatures of images that were found good; see `daemon.signatures`."""
+        return self.root / "signatures"
+
+    @property
     def packs(self) -> Path:
         """The indexes of launch packs, named by the packs' sha256."""
         return self.root / "pack"
@@ -152,7 +157,7 @@ class NodePaths:
         return self.root / "mounts"
 
 
-SECTIONS = ("cache", "fetch", "mount", "stores", "snapshots")
+SECTIONS = ("cache", "fetch", "mount", "policy", "stores", "snapshots")
 MAX_SETTINGS = 1 << 20
 
 

@@ -16,7 +16,7 @@ from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon.bootstraps import Bootstraps, image_key
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
-from lazyfs.daemon.image_finder import Found, ImageFinder
+from lazyfs.daemon.image_finder import Found, ImageFinder, signature_policy
 from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
@@ -97,7 +97,12 @@ class Node:
         self._forget_days = settings.forget_days
         self._state = State(paths.state, f"{boot.decode()} {connection}")
         self._finder = ImageFinder(
-            Documents(paths.documents), self.stores, self._state, self.launches, self.timeline
+            Documents(paths.documents),
+            self.stores,
+            self._state,
+            self.launches,
+            self.timeline,
+            signature_policy(paths),
         )
         self._layers = Layers(paths.tocs, table, self.cache, self._engine, self.stores, self._state)
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.

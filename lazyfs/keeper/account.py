@@ -44,6 +44,8 @@ def give(paths: NodePaths, account: Account) -> None:
         paths.tocs,
         paths.documents,
         paths.packs,
+        paths.proofs,
+        paths.signatures,
         paths.seen,
         paths.bootstraps,
         paths.state,

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
 from lazyfs.formats.oci import (
@@ -66,6 +66,8 @@ class FoundManifest:
     descriptor: Descriptor
     manifest: Manifest
     manifest_bytes: bytes
+    indexes: tuple[str, ...] = ()
+    """The digests of the indexes that led to it."""
 
 
 def load_image(store: Store, reference: Reference, platform: str | None = None) -> Image:
@@ -87,14 +89,16 @@ def find_manifest(store: Store, reference: Reference, platform: str | None = Non
     """The first step of `load_image`: the manifest, and not yet the config."""
     wanted = host_platform() if platform is None else parse_platform(platform)
     descriptor = store.resolve(reference.selector)
+    indexes: list[str] = []
     with named(reference):
         for _ in range(_MAX_NESTING):
             if descriptor.media_type not in INDEX_TYPES:
                 break
             index = parse_index(store.get_document(descriptor))
             _check_type(descriptor, index.media_type)
+            indexes.append(descriptor.digest)
             descriptor = _choose(index, wanted)
-        return _read_manifest(store, descriptor)
+        return replace(_read_manifest(store, descriptor), indexes=tuple(indexes))
 
 
 def host_platform() -> Platform:

@@ -1,0 +1,222 @@
+"""A node that starts only what was signed, with signatures as cosign makes them, in a layout and in a registry."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from converter import copy_tree
+from lazyfs.errors import IntegrityError, LazyfsError, UsageError
+from lazyfs.formats.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Manifest
+from lazyfs.stores import LayoutStore, open_store, parse_reference, write_blob
+from tests.registry import needs_registry, run_registry
+
+from .open_node import OpenNode
+
+Private = ec.EllipticCurvePrivateKey
+
+
+@pytest.fixture(scope="module")
+def key() -> Private:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def payload(digest: str, kind: str = "cosign container image signature") -> bytes:
+    """As cosign writes it."""
+    return json.dumps(
+        {
+            "critical": {
+                "identity": {"docker-reference": "registry.example/app"},
+                "image": {"docker-manifest-digest": digest},
+                "type": kind,
+            },
+            "optional": None,
+        }
+    ).encode()
+
+
+def digest_of(layout: Path, tag: str = "lazy") -> str:
+    with LayoutStore(layout) as store:
+        return store.resolve(tag).digest
+
+
+def sign(
+    layout: Path, key: Private, digest: str, signed: bytes | None = None, *, damaged: bool = False
+) -> None:
+    """Put a signature of `digest` where cosign puts it."""
+    signed = payload(digest) if signed is None else signed
+    signature = key.sign(signed, ec.ECDSA(SHA256()))
+    text = base64.b64encode(signature[::-1] if damaged else signature).decode()
+    with LayoutStore(layout) as store:
+        layer = Descriptor(
+            "application/vnd.dev.cosign.simplesigning.v1+json",
+            *write_blob(store, signed),
+            annotations={"dev.cosignproject.cosign/signature": text},
+        )
+        config = store.put_document(
+            b'{"architecture":"","os":"","rootfs":{"type":"layers","diff_ids":[]}}', OCI_CONFIG
+        )
+        document = store.put_document(Manifest(config, (layer,)).to_bytes(), OCI_MANIFEST)
+        store.put_tag(digest.replace(":", "-") + ".sig", document)
+
+
+class Signed:
+    """A node with a policy."""
+
+    def __init__(self, root: Path, *keys: bytes) -> None:
+        self.root = root
+        self.nodes: list[OpenNode] = []
+        self.demand(*keys)
+
+    def demand(self, *keys: bytes) -> None:
+        self.root.mkdir(exist_ok=True)
+        names = []
+        for number, each in enumerate(keys):
+            names.append(str(self.root / f"key{number}.pub"))
+            Path(names[-1]).write_bytes(each)
+        (self.root / "config.toml").write_text(f"[policy]\nrequire_signature = {json.dumps(names)}\n")
+
+    def start(self) -> OpenNode:
+        self.close()
+        self.nodes.append(OpenNode(self.root / "."))
+        return self.nodes[-1]
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+@pytest.fixture
+def signed(tmp_path: Path, key: Private) -> Iterator[Signed]:
+    node = Signed(tmp_path / "node", pem(key))
+    yield node
+    node.close()
+
+
+def test_what_was_signed_starts(signed: Signed, layout: Path, key: Private) -> None:
+    node = signed.start()
+    with pytest.raises(IntegrityError, match="may not start here: it has no signature") as caught:
+        node.open(layout)
+    assert "cosign sign" in caught.value.hint
+    sign(layout, key, digest_of(layout))
+    assert node.devices(node.open(layout))
+
+
+def test_it_starts_without_its_store_once_it_was_seen(signed: Signed, layout: Path, key: Private) -> None:
+    digest = digest_of(layout)
+    sign(layout, key, digest)
+    right = signed.start().open(layout)
+    shutil.rmtree(layout)
+    assert signed.start().node.open_image(f"oci:{layout}@{digest}", Path("/"))["key"] == right["key"]
+    # Not with another key, and not with what somebody wrote into the node's files.
+    signed.demand(pem(ec.generate_private_key(ec.SECP256R1())))
+    with pytest.raises(LazyfsError):
+        signed.start().node.open_image(f"oci:{layout}@{digest}", Path("/"))
+    signed.demand(pem(key))
+    for record in (signed.root / "signatures").iterdir():
+        record.write_text(record.read_text().replace('"digest": "sha256:', '"digest": "sha256:0'))
+    with pytest.raises(LazyfsError):
+        signed.start().node.open_image(f"oci:{layout}@{digest}", Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("another key", "no signature is by a key of this node"),
+        ("another image", "no signature is by a key of this node"),
+        ("another kind", "no signature is by a key of this node"),
+        ("damaged", "no signature is by a key of this node"),
+        ("no payload", "signature"),
+    ],
+)
+def test_what_is_no_signature_of_it_is_refused(
+    signed: Signed, layout: Path, key: Private, what: str, reason: str
+) -> None:
+    digest = digest_of(layout)
+    other = ec.generate_private_key(ec.SECP256R1())
+    match what:
+        case "another key":
+            sign(layout, other, digest)
+        case "another image":
+            sign(layout, key, digest, payload("sha256:" + "0" * 64))
+        case "another kind":
+            sign(layout, key, digest, payload(digest, "atomic container signature"))
+        case "damaged":
+            sign(layout, key, digest, damaged=True)
+        case "no payload":
+            sign(layout, key, digest, b"[1]")
+    with pytest.raises(IntegrityError, match=reason):
+        signed.start().open(layout)
+
+
+def test_each_of_the_keys_will_do(signed: Signed, layout: Path, key: Private) -> None:
+    signed.demand(pem(ec.generate_private_key(ec.SECP256R1())), pem(key))
+    sign(layout, key, digest_of(layout))
+    signed.start().open(layout)
+
+
+def test_an_index_that_was_signed(signed: Signed, layout: Path, key: Private) -> None:
+    with LayoutStore(layout) as store:
+        image = replace(store.resolve("lazy"), annotations={})
+        index = store.put_document(Index((image,), OCI_INDEX).to_bytes(), OCI_INDEX)
+        store.put_tag("many", index)
+    node = signed.start()
+    with pytest.raises(IntegrityError, match="no signature"):
+        node.open(layout, "many")
+    sign(layout, key, index.digest)
+    node.open(layout, "many")
+
+
+@needs_registry
+def test_in_a_registry(signed: Signed, layout: Path, key: Private, tmp_path: Path) -> None:
+    sign(layout, key, digest_of(layout))
+    with run_registry(tmp_path / "registry") as registry:
+        with LayoutStore(layout) as source:
+            for tag in ("lazy", digest_of(layout).replace(":", "-") + ".sig"):
+                with open_store(
+                    parse_reference(f"docker://{registry.host}/app:{tag}"), create=True
+                ) as target:
+                    target.put_tag(tag, copy_tree(source, source.resolve(tag), target, _ignore))
+        node = signed.start()
+        assert node.devices(node.node.open_image(f"docker://{registry.host}/app:lazy", Path("/")))
+
+
+def _ignore(blob: object, copied: bool) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("require_signature = 1", "files with public keys"),
+        ("require_signature = []", "files with public keys"),
+        ("require = 'x'", "files with public keys"),
+        ("require_signature = '/nonexistent.pub'", "No such file"),
+        ("require_signature = '{config}'", "is not a public key"),
+        ("require_signature = '{rsa}'", "is not an ECDSA key on P-256"),
+        ("require_signature = '{p384}'", "is not an ECDSA key on P-256"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_starts_nothing(tmp_path: Path, text: str, words: str) -> None:
+    root = tmp_path / "node"
+    root.mkdir()
+    for name, key in (
+        ("rsa", rsa.generate_private_key(65537, 2048)),
+        ("p384", ec.generate_private_key(ec.SECP384R1())),
+    ):
+        (root / name).write_bytes(pem(key))
+    config = root / "config.toml"
+    config.write_text("[policy]\n" + text.format(config=config, rsa=root / "rsa", p384=root / "p384"))
+    with pytest.raises(UsageError, match=words):
+        OpenNode(root)
