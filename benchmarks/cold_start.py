@@ -36,7 +36,8 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.formats.image_paths import PAGE, Extent, device_ranges, extents, regular_files
 from lazyfs.formats.image_tree import merge
-from lazyfs.formats.oci import PACK_ANNOTATION, PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
+from lazyfs.formats.oci_types import PACK_ANNOTATION
 from lazyfs.formats.profile import Touch, parse
 from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Store, load_image, open_store, parse_reference

@@ -12,7 +12,7 @@ from converter.appendix import BLOCK, Appendix
 from lazyfs.formats import frames, seekable
 from lazyfs.formats.chunks import ChunkTable, chunk_digest, shown
 from lazyfs.formats.frames import GZIP, GZIP_MAX_INFLATED, LZ4, Compress
-from lazyfs.formats.oci import TocLocation
+from lazyfs.formats.oci_descriptor import TocLocation
 from lazyfs.stores.base import BlobWriter
 
 

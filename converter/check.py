@@ -24,7 +24,7 @@ from lazyfs.formats.bootstrap import build
 from lazyfs.formats.frames import ZSTD
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import Descriptor, Platform
+from lazyfs.formats.oci_descriptor import Descriptor, Platform
 from lazyfs.formats.tarwalk import FileSource, walk
 from lazyfs.node.layers import load_toc
 from lazyfs.node.sources import open_chunk

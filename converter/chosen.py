@@ -4,13 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lazyfs.errors import UnsupportedError
-from lazyfs.formats.oci import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    Descriptor,
-    parse_index,
-    parse_manifest,
-)
+from lazyfs.formats.oci import parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import INDEX_TYPES, MANIFEST_TYPES
 from lazyfs.stores import Image, Reference, Store, load_image, load_manifest
 from lazyfs.stores.base import named
 

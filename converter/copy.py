@@ -5,15 +5,9 @@ from contextlib import closing, suppress
 from dataclasses import replace
 
 from lazyfs.errors import NotFoundError, UnsupportedError
-from lazyfs.formats.oci import (
-    FOREIGN_LAYER_TYPES,
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    Descriptor,
-    parse_digest,
-    parse_index,
-    parse_manifest,
-)
+from lazyfs.formats.oci import parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import FOREIGN_LAYER_TYPES, INDEX_TYPES, MANIFEST_TYPES
 from lazyfs.stores import Store
 from lazyfs.stores.base import Adopting
 

@@ -16,16 +16,9 @@ from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import check
 from lazyfs.formats.frames import MEDIA_TYPES
 from lazyfs.formats.image_tree import merge
-from lazyfs.formats.oci import (
-    FOREIGN_LAYER_TYPES,
-    INDEX_TYPES,
-    OCI_CONFIG,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    Descriptor,
-    Index,
-    parse_index,
-)
+from lazyfs.formats.oci import Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import FOREIGN_LAYER_TYPES, INDEX_TYPES, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from lazyfs.formats.profile import Profile
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Image, Reference, Store, load_image, load_manifest

@@ -15,15 +15,9 @@ from lazyfs.errors import UsageError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE, unit_digests
 from lazyfs.formats.image_tree import merge
-from lazyfs.formats.oci import (
-    OCI_EMPTY,
-    OCI_MANIFEST,
-    PACK_ANNOTATION,
-    PACK_TYPE,
-    Descriptor,
-    Manifest,
-    PackLocation,
-)
+from lazyfs.formats.oci import Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, PackLocation
+from lazyfs.formats.oci_types import OCI_EMPTY, OCI_MANIFEST, PACK_ANNOTATION, PACK_TYPE
 from lazyfs.formats.pack import Place
 from lazyfs.formats.profile import Hot, Profile, resolve
 from lazyfs.formats.toc import Toc

@@ -26,7 +26,8 @@ from lazyfs.formats import toc
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.frames import DEFAULT_LEVELS, MAX_LEVELS, MEDIA_TYPES, NONE, ZSTD
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import PACK_ANNOTATION, TOC_ANNOTATION, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import PACK_ANNOTATION, TOC_ANNOTATION
 from lazyfs.formats.tarwalk import Member, walk
 from lazyfs.stores.base import Store, named
 

@@ -16,14 +16,9 @@ from dataclasses import replace
 from converter.layer import Settings
 from lazyfs.errors import LazyfsError
 from lazyfs.formats import toc
-from lazyfs.formats.oci import (
-    LAYER_RECORD_TYPE,
-    OCI_EMPTY,
-    OCI_MANIFEST,
-    Descriptor,
-    Manifest,
-    parse_manifest,
-)
+from lazyfs.formats.oci import Manifest, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import LAYER_RECORD_TYPE, OCI_EMPTY, OCI_MANIFEST
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Store, write_blob
 

@@ -12,7 +12,7 @@ import zstandard
 from isal import isal_zlib
 
 from lazyfs.errors import BadInputError, IntegrityError, LimitError
-from lazyfs.formats.oci import Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lazyfs.errors import LazyfsError
-from lazyfs.formats.oci import TOC_ANNOTATION
+from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.stores import parse_reference
 
 TARGET = "containerd.io/snapshot.ref"

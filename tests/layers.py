@@ -15,7 +15,8 @@ from lazyfs.formats import toc as toc_module
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import ImageTree, merge
 from lazyfs.formats.layer_tree import TreeBuilder
-from lazyfs.formats.oci import OCI_LAYER, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_LAYER
 from lazyfs.formats.tarwalk import FileSource, walk
 from lazyfs.formats.toc import WHITEOUT, Toc, Tree
 from lazyfs.node.sources import open_chunk

@@ -7,16 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from converter import Settings, convert_image
-from lazyfs.formats.oci import (
-    OCI_CONFIG,
-    OCI_LAYER_GZIP,
-    OCI_MANIFEST,
-    TOC_ANNOTATION,
-    Descriptor,
-    ImageConfig,
-    Manifest,
-    TocLocation,
-)
+from lazyfs.formats.oci import ImageConfig, Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, TOC_ANNOTATION
 from lazyfs.formats.seekable import SKIPPABLE_MAGIC_TOC, skippable_frame
 from lazyfs.formats.toc import Toc
 from lazyfs.node.layers import load_toc

@@ -20,7 +20,7 @@ from typing import Any
 
 from lazyfs.bench.processes import UNTIL_WE_END
 from lazyfs.errors import NodeError
-from lazyfs.formats.oci import OCI_INDEX, OCI_MANIFEST, REF_NAME_ANNOTATION
+from lazyfs.formats.oci_types import OCI_INDEX, OCI_MANIFEST, REF_NAME_ANNOTATION
 
 _START_SECONDS = 10.0
 _PAUSE = 0.02

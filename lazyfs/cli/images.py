@@ -161,7 +161,7 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
       lazyfs copy oci:./lazy:app oci:/srv/images:app
     """
     from converter import copy_attached, copy_tree
-    from lazyfs.formats.oci import Descriptor
+    from lazyfs.formats.oci_descriptor import Descriptor
     from lazyfs.stores import open_store, parse_reference
 
     from_reference, to_reference = parse_reference(source), parse_reference(destination)

@@ -6,7 +6,7 @@ import numpy as np
 
 from lazyfs.cli.common import short
 from lazyfs.draw.svg import byte_words
-from lazyfs.formats.oci import Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Reference, Store, load_image
 

@@ -20,7 +20,8 @@ from lazyfs.formats.chunks import UNIT_SIZE
 from lazyfs.formats.frames import open_side_data
 from lazyfs.formats.image_paths import extents, regular_files
 from lazyfs.formats.image_tree import ImageTree, merge
-from lazyfs.formats.oci import parse_digest
+from lazyfs.formats.oci_descriptor import parse_digest
+from lazyfs.formats.pack_read import Pack
 from lazyfs.formats.profile import Touch, resolve
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.residency import resident_pages
@@ -43,7 +44,7 @@ def _use(paths: NodePaths, launch: Mapping[str, Any], mount: Path) -> dict[str, 
     tocs = [toc.decode(open_side_data((paths.tocs / digest).read_bytes())) for digest in index.tocs]
     chunks = [each.chunks for each in tocs]
     tree = merge([each.tree for each in tocs])
-    brought = pack.Pack(index, chunks)
+    brought = Pack(index, chunks)
     units = {place for frame in range(len(brought)) for place in brought.places(frame)}
     touched = resolve(list(_touches(tree, brought, chunks, mount)), tree, chunks).units
     first = [table.first_units() for table in chunks]
@@ -57,7 +58,7 @@ def _use(paths: NodePaths, launch: Mapping[str, Any], mount: Path) -> dict[str, 
     }
 
 
-def _touches(tree: ImageTree, brought: pack.Pack, chunks: list[Any], mount: Path) -> Iterator[Touch]:
+def _touches(tree: ImageTree, brought: Pack, chunks: list[Any], mount: Path) -> Iterator[Touch]:
     """Pages in memory of the files that the pack has something of."""
     starts: list[set[int]] = [set() for _ in chunks]
     for frame in range(len(brought)):

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.errors import LazyfsError, NodeError
-from lazyfs.formats.oci import Descriptor, parse_config, parse_manifest
+from lazyfs.formats.oci import parse_config, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.node.files import remove_torn, write_new
 from lazyfs.stores import Image
 

@@ -14,7 +14,7 @@ from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.formats import toc
-from lazyfs.formats.oci import Descriptor, TocLocation
+from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_store import NodeCache

@@ -23,7 +23,7 @@ from lazyfs.daemon.state import State
 from lazyfs.daemon.verdicts import Verdicts
 from lazyfs.daemon.views import Views
 from lazyfs.errors import IntegrityError, NotFoundError, UsageError
-from lazyfs.formats.oci import Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.images import find_image_mounts

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.errors import NodeError, UnsupportedError
-from lazyfs.formats.oci import Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.strict_json import Fields
 
 log = logging.getLogger(__name__)

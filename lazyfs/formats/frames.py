@@ -22,7 +22,7 @@ import zstandard
 from isal import isal_zlib
 
 from lazyfs.errors import BadInputError, IntegrityError
-from lazyfs.formats.oci import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
+from lazyfs.formats.oci_types import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from lazyfs.formats.seekable import skippable_frame
 
 ZSTD, NONE, GZIP, LZ4 = "zstd", "none", "gzip", "lz4"

@@ -208,3 +208,8 @@ def _check_depth(value: object, path: str) -> None:
         if not level:
             return
     bad(f"{path} is nested deeper than {MAX_DEPTH} levels")
+
+
+def filled(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty: documents leave it out."""
+    return {key: value for key, value in values.items() if value}

@@ -25,7 +25,8 @@ from queue import SimpleQueue
 
 from lazyfs.errors import BadInputError, LazyfsError, NodeError, StoreError
 from lazyfs.formats import pack
-from lazyfs.formats.oci import PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
+from lazyfs.formats.pack_read import Pack, Unit, check_document
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.files import write_new
 from lazyfs.node.pack_places import by_chunk, missing, page_ranges, unit_length
@@ -110,7 +111,7 @@ class Launch:
         self._planned: Future[None] = Future()
         self._frame_of: dict[tuple[int, int, int], int] = {}
         self._arrivals: dict[int, Future[None]] = {}
-        self._pack: pack.Pack | None = None
+        self._pack: Pack | None = None
         self._layers: Sequence[LaunchLayer] = ()
         self._stopped = False
         self._ready: SimpleQueue[int | None] = SimpleQueue()
@@ -189,7 +190,7 @@ class Launch:
         self._keep_index(to_keep)
         self.progress.state = "streaming"
         tables = [layer.cache.chunks for layer in self._layers]
-        self._pack = found = pack.Pack(head.index, tables)
+        self._pack = found = Pack(head.index, tables)
         frames = [self._needed(frame) for frame in range(len(found))]
         self._planned.set_result(None)
         self._feeder.start()
@@ -211,8 +212,7 @@ class Launch:
                 f"launch pack: {self.location.size} bytes, and it says {int(index.frames_at[-1])}"
             )
         documents = {
-            digest: pack.check_document(self._stream.take(length), digest)
-            for digest, length in index.documents
+            digest: check_document(self._stream.take(length), digest) for digest, length in index.documents
         }
         return Head(index, documents), header + stored
 
@@ -245,7 +245,7 @@ class Launch:
             needed |= bool(absent)
         return needed
 
-    def _read_frames(self, found: pack.Pack, needed: list[bool]) -> None:
+    def _read_frames(self, found: Pack, needed: list[bool]) -> None:
         self._stream.seek(found.index.proofs_at, MAX_SKIP)
         found.take_proofs(self._stream.take(int(found.frames_at[0]) - found.index.proofs_at))
         for frame, is_needed in enumerate(needed):
@@ -258,8 +258,8 @@ class Launch:
                 self._settle(frame)
             self._ready.put(frame)
 
-    def _keep(self, units: list[pack.Unit]) -> None:
-        together: dict[tuple[int, int], list[pack.Unit]] = {}
+    def _keep(self, units: list[Unit]) -> None:
+        together: dict[tuple[int, int], list[Unit]] = {}
         for unit in units:
             together.setdefault((unit.layer, unit.chunk), []).append(unit)
         for (layer, chunk), found in together.items():

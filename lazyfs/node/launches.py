@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.errors import BadInputError, LazyfsError
-from lazyfs.formats.oci import (
-    PACK_ANNOTATION,
-    PACK_TYPE,
-    Descriptor,
-    Manifest,
-    PackLocation,
-    parse_digest,
-    parse_manifest,
-)
+from lazyfs.formats.oci import Manifest, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, PackLocation, parse_digest
+from lazyfs.formats.oci_types import PACK_ANNOTATION, PACK_TYPE
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import AskForLessError, RandomAccess
 from lazyfs.node.launch import Launch

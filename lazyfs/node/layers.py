@@ -5,7 +5,8 @@ import hashlib
 from lazyfs.errors import BadInputError, IntegrityError, LimitError, UsageError
 from lazyfs.formats import toc
 from lazyfs.formats.frames import open_side_data
-from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.stores.base import Store
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from lazyfs.errors import IntegrityError, LazyfsError, StoreError
-from lazyfs.formats.oci import PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
 from lazyfs.stores.base import Store
 
 PIECE = 64 * 1024

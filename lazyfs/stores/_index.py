@@ -1,14 +1,9 @@
 """Names in an ``index.json``: the tag of a descriptor is its annotation org.opencontainers.image.ref.name."""
 
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
-from lazyfs.formats.oci import (
-    MAX_DOCUMENT,
-    REF_NAME_ANNOTATION,
-    Descriptor,
-    Index,
-    parse_digest,
-    parse_document,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, Index, parse_document
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import REF_NAME_ANNOTATION
 from lazyfs.formats.strict_json import load, plain, short
 from lazyfs.stores.base import Store, named, read_verified
 from lazyfs.stores.reference import DEFAULT_TAG

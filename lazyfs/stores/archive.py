@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from lazyfs.errors import NotFoundError, StoreError
-from lazyfs.formats.oci import (
-    LAYER_RECORD_TYPE,
-    MAX_DOCUMENT,
-    REF_NAME_ANNOTATION,
-    Descriptor,
-    Index,
-    parse_digest,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, Index
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import LAYER_RECORD_TYPE, REF_NAME_ANNOTATION
 from lazyfs.formats.strict_json import dump
 from lazyfs.stores._files import explained
 from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of

@@ -4,7 +4,8 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from lazyfs.errors import NotFoundError
-from lazyfs.formats.oci import MAX_DOCUMENT, Descriptor, Index, parse_index
+from lazyfs.formats.oci import MAX_DOCUMENT, Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.stores._index import MAX_INDEX, check_version
 from lazyfs.stores.archive_file import ArchiveFile, Extent
 

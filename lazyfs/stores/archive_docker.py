@@ -24,25 +24,18 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from lazyfs.errors import BadInputError, LimitError, NotFoundError, UnsupportedError
-from lazyfs.formats.oci import (
+from lazyfs.formats.oci import MAX_DOCUMENT, Index, Manifest, parse_config, parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest, sha256_digest
+from lazyfs.formats.oci_types import (
     FOREIGN_LAYER_TYPES,
     INDEX_TYPES,
     MANIFEST_TYPES,
-    MAX_DOCUMENT,
     OCI_CONFIG,
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
     REF_NAME_ANNOTATION,
-    Descriptor,
-    Index,
-    Manifest,
-    parse_config,
-    parse_digest,
-    parse_index,
-    parse_manifest,
-    sha256_digest,
 )
 from lazyfs.formats.strict_json import Fields, dump, load, plain
 from lazyfs.stores._index import MAX_INDEX, tag_of

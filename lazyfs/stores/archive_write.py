@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Self
 
 from lazyfs.errors import IntegrityError, NotFoundError, StoreError
-from lazyfs.formats.oci import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Index, parse_index, parse_manifest
+from lazyfs.formats.oci import Index, parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import INDEX_TYPES, MANIFEST_TYPES
 from lazyfs.stores._files import TempFile, explained, locked, remove_stale_temps
 from lazyfs.stores.base import STREAM_PIECE, Store
 

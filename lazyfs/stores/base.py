@@ -13,16 +13,9 @@ from itertools import chain
 from typing import Protocol, Self, runtime_checkable
 
 from lazyfs.errors import IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError
-from lazyfs.formats.oci import (
-    FOREIGN_LAYER_TYPES,
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    MAX_DOCUMENT,
-    Descriptor,
-    parse_index,
-    parse_manifest,
-    sha256_digest,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import FOREIGN_LAYER_TYPES, INDEX_TYPES, MANIFEST_TYPES
 
 STREAM_PIECE = 1 << 20
 _MAX_NESTING = 4  # an index may name indexes; more levels than these are an attack

@@ -7,19 +7,16 @@ from dataclasses import dataclass, replace
 
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
 from lazyfs.formats.oci import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    Descriptor,
     ImageConfig,
     Index,
     Manifest,
-    Platform,
     pair_layers,
     parse_config,
-    parse_digest,
     parse_index,
     parse_manifest,
 )
+from lazyfs.formats.oci_descriptor import Descriptor, Platform, parse_digest
+from lazyfs.formats.oci_types import INDEX_TYPES, MANIFEST_TYPES
 from lazyfs.formats.strict_json import plain, short
 from lazyfs.stores.base import Store, named
 from lazyfs.stores.reference import Reference

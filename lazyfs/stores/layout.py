@@ -21,14 +21,9 @@ from lazyfs.errors import (
     NotFoundError,
     StoreError,
 )
-from lazyfs.formats.oci import (
-    MAX_DOCUMENT,
-    REF_NAME_ANNOTATION,
-    Descriptor,
-    Index,
-    parse_digest,
-    parse_index,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import REF_NAME_ANNOTATION
 from lazyfs.formats.strict_json import dump
 from lazyfs.stores._files import (
     TempFile,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lazyfs.errors import BadInputError, NotFoundError, UnsupportedError, UsageError
-from lazyfs.formats.oci import parse_digest
+from lazyfs.formats.oci_descriptor import parse_digest
 from lazyfs.formats.strict_json import short
 from lazyfs.stores.archive_names import check_archive_name, position
 from lazyfs.stores.registry.names import check_registry_tag, parse_repository

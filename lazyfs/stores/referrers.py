@@ -8,7 +8,9 @@ store, and in registries without it, whoever adds an artifact adds it to that in
 from dataclasses import replace
 
 from lazyfs.errors import LazyfsError, NotFoundError
-from lazyfs.formats.oci import INDEX_TYPES, OCI_INDEX, OUR_TYPES, Descriptor, Index, parse_digest, parse_index
+from lazyfs.formats.oci import Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import INDEX_TYPES, OCI_INDEX, OUR_TYPES
 from lazyfs.stores.base import Store, named
 
 

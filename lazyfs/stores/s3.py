@@ -20,15 +20,9 @@ from typing import Self
 from urllib.parse import quote, unquote
 
 from lazyfs.errors import BadInputError, NotFoundError, StoreError, UsageError
-from lazyfs.formats.oci import (
-    MAX_DOCUMENT,
-    OCI_INDEX,
-    REF_NAME_ANNOTATION,
-    Descriptor,
-    Index,
-    parse_digest,
-    parse_index,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
+from lazyfs.formats.oci_types import OCI_INDEX, REF_NAME_ANNOTATION
 from lazyfs.formats.strict_json import MAX_INTEGER, dump, short
 from lazyfs.stores._index import LAYOUT_VERSION, resolve_digest, tag_of, tags_hint
 from lazyfs.stores.base import STREAM_PIECE, BlobWriter, check_complete, named, read_verified, write_blob

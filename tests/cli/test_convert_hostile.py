@@ -15,14 +15,9 @@ from random import Random
 import pytest
 
 from lazyfs.cli import app
-from lazyfs.formats.oci import (
-    OCI_CONFIG,
-    OCI_LAYER_GZIP,
-    OCI_MANIFEST,
-    Descriptor,
-    Manifest,
-    sha256_digest,
-)
+from lazyfs.formats.oci import Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import LayoutStore, write_blob
 from tests.faults import FaultServer, Reply, Seen, ranged

@@ -15,20 +15,15 @@ from converter import (
     copy_tree,
 )
 from lazyfs.errors import IntegrityError, NotFoundError, UnsupportedError
-from lazyfs.formats.oci import (
+from lazyfs.formats.oci import ImageConfig, Index, Manifest, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor, Platform, sha256_digest
+from lazyfs.formats.oci_types import (
     DOCKER_FOREIGN_LAYER_GZIP,
     OCI_CONFIG,
     OCI_EMPTY,
     OCI_INDEX,
     OCI_MANIFEST,
     PACK_TYPE,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    parse_index,
-    sha256_digest,
 )
 from lazyfs.stores import Reference, Store, load_image, open_store, parse_reference, write_blob
 from tests.faults import FaultServer

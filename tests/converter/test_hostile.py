@@ -25,7 +25,9 @@ from lazyfs.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from lazyfs.formats.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest, sha256_digest
+from lazyfs.formats.oci import Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from lazyfs.stores import LayoutStore, parse_reference, write_blob
 from tests.layers import compressed, put_layer
 from tests.layouts import CONFIG

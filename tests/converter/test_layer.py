@@ -21,7 +21,8 @@ from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, LimitError
 from lazyfs.formats import toc, toc_check
 from lazyfs.formats.chunks import chunk_digest, shown
 from lazyfs.formats.frames import CODECS
-from lazyfs.formats.oci import OCI_LAYER, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_LAYER
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import LayoutStore
 from tests.layers import convert_stream, device_bytes, inode_paths, put_layer

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from converter.unpack import PIECE, Limits, as_file, checked_blob, limited, plain_pieces
 from lazyfs.errors import BadInputError, IntegrityError, LimitError
-from lazyfs.formats.oci import OCI_LAYER, Descriptor, sha256_digest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import OCI_LAYER
 
 PLAIN = Random(1).randbytes(300_000) + bytes(3 << 20) + b"end"
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lazyfs.formats.oci import OCI_MANIFEST, Descriptor, Index, parse_index
+from lazyfs.formats.oci import Index, parse_index
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.stores._index import tag_of
 from tests.faults import Reply, Seen, ranged
 from tests.stores.memory_registry import MemoryRegistry

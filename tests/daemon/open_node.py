@@ -7,7 +7,7 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.node import Node
-from lazyfs.formats.oci import OCI_MANIFEST
+from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference

@@ -15,7 +15,7 @@ import pytest
 
 from converter import Settings, convert_image
 from lazyfs.errors import StoreError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference
 from lazyfs.stores._files import TEMP_PREFIX
 from tests.faults import RESET, FaultServer, Reply, Seen

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from benchmarks.images import BuiltImage
 from lazyfs.formats import toc as toc_module
-from lazyfs.formats.oci import TOC_ANNOTATION, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.formats.strings import Strings
 from lazyfs.formats.toc import Inodes, Toc
 from tests.layouts import toc_of, with_layers, with_toc

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.images import BuiltImage
-from lazyfs.formats.oci import TOC_ANNOTATION
+from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from tests.waiting import wait_until

@@ -11,7 +11,8 @@ import pytest
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
-from lazyfs.formats.oci import PACK_ANNOTATION, PACK_TYPE, PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
+from lazyfs.formats.oci_types import PACK_ANNOTATION, PACK_TYPE
 from lazyfs.formats.profile import FIRST_LINE, parse
 from lazyfs.mount.ladder import FILE, LOOP, TREE
 from lazyfs.stores import open_store, parse_reference

@@ -10,27 +10,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lazyfs.errors import BadInputError, LazyfsError, LimitError, UnsupportedError
-from lazyfs.formats import oci
+from lazyfs.formats import oci_types
 from lazyfs.formats.oci import (
-    MAX_TOC,
-    OCI_CONFIG,
-    OCI_LAYER_ZSTD,
-    TOC_ANNOTATION,
-    Descriptor,
     ImageConfig,
     Index,
     Manifest,
-    Platform,
-    TocLocation,
-    layer_compression,
     pair_layers,
     parse_config,
-    parse_digest,
     parse_document,
     parse_index,
     parse_manifest,
+)
+from lazyfs.formats.oci_descriptor import (
+    MAX_TOC,
+    Descriptor,
+    Platform,
+    TocLocation,
+    parse_digest,
     sha256_digest,
 )
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_LAYER_ZSTD, TOC_ANNOTATION, layer_compression
 
 DIGEST = sha256_digest(b"")
 
@@ -73,7 +72,7 @@ manifests = st.builds(
     Manifest,
     config=descriptors,
     layers=st.lists(descriptors, max_size=3).map(tuple),
-    media_type=st.sampled_from(sorted(oci.MANIFEST_TYPES)),
+    media_type=st.sampled_from(sorted(oci_types.MANIFEST_TYPES)),
     annotations=word_maps,
     artifact_type=words,
     subject=st.none() | descriptors,
@@ -82,7 +81,7 @@ manifests = st.builds(
 indexes = st.builds(
     Index,
     manifests=st.lists(descriptors, max_size=3).map(tuple),
-    media_type=st.sampled_from(sorted(oci.INDEX_TYPES)),
+    media_type=st.sampled_from(sorted(oci_types.INDEX_TYPES)),
     annotations=word_maps,
     artifact_type=words,
     subject=st.none() | descriptors,
@@ -235,7 +234,7 @@ def test_a_document_with_one_strange_field_gives_a_value_or_our_error(
         (manifest_json(schemaVersion=3), "manifest.schemaVersion"),
         (manifest_json(schemaVersion="2"), "manifest.schemaVersion"),
         (manifest_json(mediaType="text/plain"), "manifest.mediaType"),
-        (manifest_json(mediaType=oci.OCI_INDEX), "manifest.mediaType"),
+        (manifest_json(mediaType=oci_types.OCI_INDEX), "manifest.mediaType"),
         (manifest_json(manifests=[]), "manifest.manifests"),
         ({"schemaVersion": 2}, "manifest.layers"),
         ([], "manifest"),
@@ -315,7 +314,7 @@ def test_what_is_not_supported_says_what_to_do() -> None:
 
 
 def test_an_index_and_a_manifest_are_told_apart() -> None:
-    index = Index((Descriptor(oci.OCI_MANIFEST, DIGEST, 1),)).to_json()
+    index = Index((Descriptor(oci_types.OCI_MANIFEST, DIGEST, 1),)).to_json()
     manifest = manifest_json()
     del index["mediaType"], manifest["mediaType"]
     assert isinstance(parse_document(encoded(index)), Index)
@@ -325,10 +324,10 @@ def test_an_index_and_a_manifest_are_told_apart() -> None:
 
 
 def test_docker_documents_are_read() -> None:
-    tree = manifest_json(mediaType=oci.DOCKER_MANIFEST)
-    tree["config"]["mediaType"] = oci.DOCKER_CONFIG
+    tree = manifest_json(mediaType=oci_types.DOCKER_MANIFEST)
+    tree["config"]["mediaType"] = oci_types.DOCKER_CONFIG
     for layer in tree["layers"]:
-        layer["mediaType"] = oci.DOCKER_LAYER_GZIP
+        layer["mediaType"] = oci_types.DOCKER_LAYER_GZIP
     manifest = parse_manifest(encoded(tree))
     assert manifest.is_image()
     assert [layer_compression(layer.media_type) for layer in manifest.layers] == ["gzip"] * 3

@@ -16,7 +16,7 @@ import msgpack
 import zstandard
 
 from lazyfs.errors import BadInputError
-from lazyfs.formats import bootstrap, frames, oci, pack, profile, seekable, toc
+from lazyfs.formats import bootstrap, frames, oci, oci_types, pack, profile, seekable, toc
 from lazyfs.formats.elf import elf_needs
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
@@ -56,26 +56,26 @@ def _json(documents: list[dict[str, Any]]) -> Make:
 
 def _descriptor(**more: Any) -> dict[str, Any]:
     return {
-        "mediaType": oci.OCI_LAYER_ZSTD,
+        "mediaType": oci_types.OCI_LAYER_ZSTD,
         "digest": "sha256:" + "ab" * 32,
         "size": 1234,
-        "annotations": {oci.TOC_ANNOTATION: f"10:20:{'cd' * 32}", "a": "b"},
+        "annotations": {oci_types.TOC_ANNOTATION: f"10:20:{'cd' * 32}", "a": "b"},
         **more,
     }
 
 
 _MANIFEST = {
     "schemaVersion": 2,
-    "mediaType": oci.OCI_MANIFEST,
-    "config": _descriptor(mediaType=oci.OCI_CONFIG),
+    "mediaType": oci_types.OCI_MANIFEST,
+    "config": _descriptor(mediaType=oci_types.OCI_CONFIG),
     "layers": [_descriptor(), _descriptor(data="aGVsbG8=", urls=["https://example.com"])],
-    "subject": _descriptor(mediaType=oci.OCI_MANIFEST),
+    "subject": _descriptor(mediaType=oci_types.OCI_MANIFEST),
     "artifactType": "application/x",
     "annotations": {"x": "y"},
 }
 _INDEX = {
     "schemaVersion": 2,
-    "mediaType": oci.OCI_INDEX,
+    "mediaType": oci_types.OCI_INDEX,
     "manifests": [
         _descriptor(platform={"architecture": "arm", "os": "linux", "variant": "v7", "os.features": ["x"]})
     ],

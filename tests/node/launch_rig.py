@@ -11,7 +11,7 @@ from typing import cast
 from lazyfs.errors import LazyfsError, NotFoundError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE, unit_digests
-from lazyfs.formats.oci import PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine

@@ -8,7 +8,7 @@ import pytest
 
 from lazyfs.errors import LazyfsError
 from lazyfs.formats.frames import ZSTD
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine

@@ -9,7 +9,7 @@ import pytest
 from lazyfs.errors import StoreError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.formats.oci import PackLocation
+from lazyfs.formats.oci_descriptor import PackLocation
 from lazyfs.node.device import AskForLessError
 from lazyfs.node.launch import Launch
 from lazyfs.node.pack_places import PAGE

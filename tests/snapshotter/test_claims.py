@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.formats import toc
-from lazyfs.formats.oci import OCI_CONFIG, OCI_MANIFEST, TOC_ANNOTATION, Descriptor, TocLocation
+from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_MANIFEST, TOC_ANNOTATION
 from lazyfs.formats.seekable import SKIPPABLE_MAGIC_TOC, skippable_frame
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference, write_blob

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import LazyfsError
-from lazyfs.formats.oci import TOC_ANNOTATION
+from lazyfs.formats.oci_types import TOC_ANNOTATION
 from snapshotter.lifecycle import Snapshots
 from snapshotter.records import Kind
 

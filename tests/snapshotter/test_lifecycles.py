@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.daemon.client import DaemonClient
-from lazyfs.formats.oci import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import LayoutStore, load_image, parse_reference, write_blob

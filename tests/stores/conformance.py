@@ -19,19 +19,15 @@ from lazyfs.errors import (
     UnsupportedError,
     UsageError,
 )
-from lazyfs.formats.oci import (
+from lazyfs.formats.oci import ImageConfig, Index, Manifest, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import (
     DOCKER_FOREIGN_LAYER_GZIP,
     OCI_CONFIG,
     OCI_EMPTY,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    parse_manifest,
-    sha256_digest,
 )
 from lazyfs.stores import Reference, Store, load_image, write_blob
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from lazyfs.formats.oci import OCI_MANIFEST, sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
+from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.stores import StoreOptions, open_store, parse_reference
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import FaultServer, Reply, Seen, ranged

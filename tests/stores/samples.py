@@ -4,19 +4,9 @@ import io
 import tarfile
 from dataclasses import dataclass, replace
 
-from lazyfs.formats.oci import (
-    OCI_CONFIG,
-    OCI_EMPTY,
-    OCI_INDEX,
-    OCI_LAYER,
-    OCI_MANIFEST,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    sha256_digest,
-)
+from lazyfs.formats.oci import ImageConfig, Index, Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, Platform, sha256_digest
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_EMPTY, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from lazyfs.stores import Store, write_blob
 
 

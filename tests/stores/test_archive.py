@@ -15,7 +15,9 @@ import pytest
 import zstandard
 
 from lazyfs.errors import BusyError, NotFoundError, StoreError, UnsupportedError, UsageError
-from lazyfs.formats.oci import (
+from lazyfs.formats.oci import ImageConfig, Index, Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import (
     DOCKER_FOREIGN_LAYER_GZIP,
     LAYER_RECORD_TYPE,
     OCI_CONFIG,
@@ -25,11 +27,6 @@ from lazyfs.formats.oci import (
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    sha256_digest,
 )
 from lazyfs.stores import Store, archive_write, load_image, open_store, parse_reference, write_blob
 from lazyfs.stores._files import TEMP_PREFIX

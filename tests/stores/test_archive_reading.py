@@ -23,14 +23,9 @@ from lazyfs.errors import (
     UnsupportedError,
     UsageError,
 )
-from lazyfs.formats.oci import (
-    OCI_INDEX,
-    OCI_LAYER,
-    OCI_LAYER_GZIP,
-    OCI_LAYER_ZSTD,
-    Index,
-    sha256_digest,
-)
+from lazyfs.formats.oci import Index
+from lazyfs.formats.oci_descriptor import sha256_digest
+from lazyfs.formats.oci_types import OCI_INDEX, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from lazyfs.stores import Store, archive_file, load_image, open_store, parse_reference
 
 from .samples import Sample, make_sample, put_sample

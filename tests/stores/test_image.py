@@ -7,19 +7,15 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import BadInputError, IntegrityError, NotFoundError, UnsupportedError, UsageError
-from lazyfs.formats.oci import (
+from lazyfs.formats.oci import ImageConfig, Index, Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, Platform, parse_digest
+from lazyfs.formats.oci_types import (
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_EMPTY,
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    Descriptor,
-    ImageConfig,
-    Index,
-    Manifest,
-    Platform,
-    parse_digest,
 )
 from lazyfs.stores import LayoutStore, Reference, host_platform, load_image, parse_platform, write_blob
 

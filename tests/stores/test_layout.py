@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import BadInputError, BusyError, LimitError, NotFoundError, StoreError, UnsupportedError
-from lazyfs.formats.oci import OCI_MANIFEST, Descriptor, parse_digest, sha256_digest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest, sha256_digest
+from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.stores import LayoutStore, Store, load_image, open_store, parse_reference, write_blob
 from lazyfs.stores import layout as layout_module
 from lazyfs.stores._files import TEMP_PREFIX

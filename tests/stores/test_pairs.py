@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from converter import Settings, check_image, convert_image, copy_tree
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import Reference, load_image, open_store, parse_reference
 from tests.layouts import put_image
 from tests.registry import Registry, needs_registry, run_registry

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lazyfs.formats.oci import OCI_INDEX, Descriptor, Index, parse_manifest
+from lazyfs.formats.oci import Index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_INDEX
 from lazyfs.stores import open_store, parse_reference
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import FaultServer, Reply, Seen

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import NotFoundError, StoreError, UsageError
-from lazyfs.formats.oci import OCI_FOREIGN_LAYER_GZIP, OCI_MANIFEST, Descriptor, sha256_digest
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import OCI_FOREIGN_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.stores import LayoutStore, Store, load_image, open_store, parse_reference, write_blob
 from lazyfs.stores.registry import upload
 from lazyfs.stores.registry.store import RegistryStore

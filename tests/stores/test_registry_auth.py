@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import StoreError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.auth import parse_challenges

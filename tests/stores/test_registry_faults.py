@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lazyfs.errors import LazyfsError, NotFoundError, StoreError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import open_store, parse_reference
 from lazyfs.stores.registry import blobs as blobs_module
 from lazyfs.stores.registry import client as client_module

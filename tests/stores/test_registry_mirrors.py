@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import NotFoundError, UsageError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.store import RegistryStore

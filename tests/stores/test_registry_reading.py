@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from lazyfs.errors import IntegrityError, LazyfsError, LimitError, StoreError
-from lazyfs.formats.oci import MAX_DOCUMENT, OCI_CONFIG
+from lazyfs.formats.oci import MAX_DOCUMENT
+from lazyfs.formats.oci_types import OCI_CONFIG
 from lazyfs.stores import load_image, parse_reference
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.store import RegistryStore

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from lazyfs.errors import StoreError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.auth import Authorizer, Challenge

@@ -14,7 +14,9 @@ from random import Random
 import pytest
 
 from lazyfs.errors import BadInputError, IntegrityError, LimitError, StoreError, UsageError
-from lazyfs.formats.oci import OCI_MANIFEST, Descriptor, parse_index, sha256_digest
+from lazyfs.formats.oci import parse_index
+from lazyfs.formats.oci_descriptor import Descriptor, sha256_digest
+from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.stores import Store, StoreOptions, load_image, open_store, parse_reference, write_blob
 from lazyfs.stores import s3 as s3_module
 from lazyfs.stores import s3_upload as upload_module

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import LazyfsError, NotFoundError, StoreError, UsageError
-from lazyfs.formats.oci import sha256_digest
+from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import Store, StoreOptions, open_store, parse_reference, write_blob
 from lazyfs.stores import s3_bucket as bucket_module
 from lazyfs.stores import s3_upload as upload_module

@@ -26,18 +26,9 @@ from lazyfs.errors import (
     StoreError,
     UsageError,
 )
-from lazyfs.formats.oci import (
-    INDEX_TYPES,
-    MANIFEST_TYPES,
-    MAX_DOCUMENT,
-    OCI_INDEX,
-    Descriptor,
-    parse_digest,
-    parse_document,
-    parse_index,
-    parse_manifest,
-    sha256_digest,
-)
+from lazyfs.formats.oci import MAX_DOCUMENT, parse_document, parse_index, parse_manifest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest, sha256_digest
+from lazyfs.formats.oci_types import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX
 from lazyfs.formats.strict_json import MAX_INTEGER, load
 from lazyfs.stores.base import (
     STREAM_PIECE,
