@@ -19,7 +19,8 @@ from pathlib import Path
 
 from lazyfs.config import NodePaths, read_settings
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, UsageError
-from lazyfs.formats.oci import parse_digest, parse_manifest
+from lazyfs.formats.oci import parse_manifest
+from lazyfs.formats.oci_descriptor import parse_digest
 from lazyfs.formats.signature import (
     MAX_PAYLOAD,
     MAX_SIGNATURES,

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from lazyfs.errors import BadInputError, UsageError
 from lazyfs.formats import strict_json
-from lazyfs.formats.oci import Descriptor, parse_digest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
 
 PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION = "dev.cosignproject.cosign/signature"

@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from converter import copy_tree
 from lazyfs.errors import IntegrityError, LazyfsError, UsageError
-from lazyfs.formats.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Manifest
+from lazyfs.formats.oci import Index, Manifest
+from lazyfs.formats.oci_descriptor import Descriptor
+from lazyfs.formats.oci_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from lazyfs.stores import LayoutStore, open_store, parse_reference, write_blob
 from tests.registry import needs_registry, run_registry
 
