@@ -36,6 +36,7 @@ from benchmarks import (
     many_containers,
     random_reads,
     run_speed,
+    scale,
     sequential,
     snapshotter_speed,
     steady,
@@ -219,6 +220,12 @@ def _steady(cache: Path, results: Path) -> list[Row]:
     return steady.rows(found)
 
 
+def _scale(cache: Path, results: Path) -> list[Row]:
+    checked, scaled = scale.measure(cache, results.with_name("starts.json"))
+    write_json(results, [*checked, *scaled])
+    return scale.rows(checked, scaled)
+
+
 def _sequential(cache: Path, results: Path) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         figures = sequential.measure(Path(directory), cache, SEQUENTIAL_RUNS)
@@ -284,6 +291,7 @@ MEASURES: Mapping[str, Measure] = {
     "footprint": _footprint,
     "whole_image": _whole_image,
     "growth": _growth,
+    "scale": _scale,
     "steady": _steady,
 }
 

@@ -3,6 +3,8 @@
 Each listens on a port of its own on loopback, since measured containers use the machine's network.
 """
 
+from dataclasses import replace
+
 from benchmarks.images.recipe import INSTALL, PATH, Busybox, Debootstrap, GoProgram, Recipe
 
 _DEBIAN = Debootstrap("bookworm")
@@ -211,4 +213,17 @@ done
     config={**_LITTLE, "Entrypoint": ["sh", "-c", "find /data -type f | wc -l; echo ready"]},
 )
 
-SERVICES = (_NODE, _NGINX, _REDIS, _POSTGRES, _JAVA, _DJANGO, _GCC, _GO, _LARGE, _MANY)
+# The same images as a nightly build makes them after security updates: everything is installed anew, and newer.
+_SECURITY = """
+[ -n "$SECURITY" ]
+echo "deb $SECURITY bookworm-security main" >>/etc/apt/sources.list
+"""
+
+
+def _upgraded(recipe: Recipe) -> Recipe:
+    first, *rest = recipe.scripts
+    return replace(recipe, name=f"{recipe.name}-upgraded", scripts=(_SECURITY + first, *rest))
+
+
+UPGRADED = tuple(map(_upgraded, (_NODE, _NGINX, _POSTGRES, _JAVA, _DJANGO)))
+SERVICES = (_NODE, _NGINX, _REDIS, _POSTGRES, _JAVA, _DJANGO, _GCC, _GO, _LARGE, _MANY, *UPGRADED)
