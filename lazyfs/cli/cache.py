@@ -92,6 +92,8 @@ def prune(
         click.echo(
             f"{verb} {values['chunks']} chunks of {len(values['layers'])} layers, {byte_words(values['bytes'])}"
         )
+        if values["mounted"]:
+            click.echo(f"{len(values['mounted'])} layers stay: the kernel has them mounted from the cache")
 
 
 def _pinning(name: str, pinned: bool, summary: str, words: str) -> None:

@@ -27,13 +27,16 @@ def status(context: click.Context, packs: bool, as_json: bool, root: Path | None
     from lazyfs.daemon.client import DaemonClient
     from lazyfs.errors import NotFoundError
     from lazyfs.keeper.client import KeeperClient
-    from lazyfs.mount.images import targets
+    from lazyfs.mount.images import is_direct, targets
 
     paths = node_paths(context, root)
     values = DaemonClient(paths).status()
     with suppress(NotFoundError):
         values["keeper"] = KeeperClient(paths).status()
-    values["mounts"] = [{"target": str(entry.target), "kind": entry.kind} for entry in targets(paths)]
+    values["mounts"] = [
+        {"target": str(entry.target), "kind": entry.kind, "direct": is_direct(paths, entry)}
+        for entry in targets(paths)
+    ]
     if packs:
         from lazyfs.cli.packs import uses
 
@@ -73,7 +76,10 @@ def _render(values: dict[str, Any]) -> str:
         f"{use['waste']} were not ({byte_words(use['waste_bytes'])})"
         for use in values.get("pack_uses", [])
     ]
-    lines += [f"  mount {mount['target']} ({mount['kind']})" for mount in values["mounts"]]
+    lines += [
+        f"  mount {mount['target']} ({mount['kind']}{', needs no daemon' if mount['direct'] else ''})"
+        for mount in values["mounts"]
+    ]
     for each in values["cache"]["directories"]:
         line = f"  cache {each['path']}: {byte_words(each['used'])} of {byte_words(each['limit'])}"
         lines.append(f"{line}; {each['problem']}" if each["problem"] else line)

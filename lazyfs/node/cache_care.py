@@ -67,7 +67,8 @@ class CacheCare:
     ) -> dict[str, Any]:
         """Drop an image, what was not read for so many seconds, or the oldest until the cache has so many bytes.
 
-        Pinned images stay, and so does what the kernel has mounted. Returns `chunks`, `bytes` (about), `layers`.
+        Pinned images stay, and so does what the kernel has mounted. Returns `chunks`, `bytes` (about),
+        `layers`, and `mounted`: those of which nothing may go since the kernel reads them.
         Raises NotFoundError when the image was never opened here, BusyError when it is pinned.
         """
         if [reference, unused_for, size].count(None) != 2:
@@ -90,6 +91,7 @@ class CacheCare:
             "chunks": sum(map(len, chosen.values())),
             "bytes": freed,
             "layers": list(chosen),
+            "mounted": [name for name, cache in self._cache.each(names) if cache.held],
             "dry_run": dry_run,
         }
 

@@ -193,7 +193,7 @@ class NodeCache(Surroundings):
         """The chunks that `rule` picks of these layers; nothing of layers that the kernel has mounted."""
         self.release_holds(at_once=True)
         found = [
-            (name, cache.used.copy(), cache.sizes()) for name, cache in self._each(names) if not cache.held
+            (name, cache.used.copy(), cache.sizes()) for name, cache in self.each(names) if not cache.held
         ]
         picked = rule([(used, sizes) for _, used, sizes in found])
         return {name: indexes for (name, _, _), indexes in zip(found, picked, strict=True) if indexes}
@@ -201,7 +201,7 @@ class NodeCache(Surroundings):
     def drop(self, chosen: Mapping[str, Sequence[int]]) -> int:
         """Drop chunks of layers; how many went. A layer of which nothing is left, and that is not open, goes too."""
         dropped = 0
-        for name, cache in self._each(chosen):
+        for name, cache in self.each(chosen):
             try:
                 dropped += cache.drop(chosen[name])
                 if not cache.sizes().any() and not self.is_open(name):
@@ -325,7 +325,8 @@ class NodeCache(Surroundings):
             if chunks is not None:
                 self._index.add(name, chunks)
 
-    def _each(self, names: Iterable[str]) -> Iterable[tuple[str, LayerCache]]:
+    def each(self, names: Iterable[str]) -> Iterable[tuple[str, LayerCache]]:
+        """Those of these layers that are here; see `layer`."""
         for name in names:
             cache = self.layer(name)
             if cache is not None:

@@ -123,6 +123,7 @@ def test_nothing_of_it_is_dropped_also_by_the_next_daemon(
         client = ensure_daemon(paths)
         dropped = client.ask("POST /v1/cache/prune", {"size": 0})
         assert (dropped["chunks"], dropped["layers"]) == (0, [])
+        assert sorted(dropped["mounted"]) == sorted(image["direct"])
         client.ask("POST /v1/cache/settings", {"limit": "64K"})
         assert mounted_directly(paths) == [True, True]
         assert is_right(target)

@@ -69,7 +69,7 @@ def test_the_settings_say_which(node: Node, small: str, tmp_path: Path) -> None:
     node.root.mkdir()
     (node.root / "config.toml").write_text('[mount]\nmode = "tree"\n')
     view = node.mount(small, tmp_path / "view")
-    assert node.status()["mounts"] == [{"target": str(view), "kind": "fuse.lazyfs"}]
+    assert node.status()["mounts"] == [{"target": str(view), "kind": "fuse.lazyfs", "direct": False}]
     node.umount(view)
     said = json.loads(node("doctor", "--json").stdout)
     (found,) = (each["found"] for each in said if each["name"] == "mount mode")

@@ -217,7 +217,7 @@ def test_status(node: Node, small: str, tmp_path: Path) -> None:
     assert status["pid"] == node.pid()
     assert status["root"] == str(node.root)
     assert [image["reference"] for image in status["images"]] == [small]
-    assert status["mounts"] == [{"target": str(view), "kind": "erofs"}]
+    assert status["mounts"] == [{"target": str(view), "kind": "erofs", "direct": False}]
     assert 3 << 20 <= sum(layer["present_bytes"] for layer in status["layers"]) < 5 << 20
     said = succeed(node("status")).stdout
     for words in (small, f"mount {view}", f"daemon {node.pid()}"):
