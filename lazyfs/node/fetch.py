@@ -7,7 +7,8 @@
 A chunk that nobody has is fetched once, however many readers wait for it, and is handed out as soon as it has come
 and is proved, while the rest of its run still streams. What one source does not give is asked of the next. A flight
 that fails is forgotten, so that the next read tries anew; only what all sources gave damaged is left alone for a
-moment (`damage`). A read that gets no answer is asked a second time, and is an error when its time is over.
+moment (`damage`). A read that gets no answer is asked a second time, of another source if there is one, and is an
+error when its time is over.
 """
 
 import logging
@@ -144,7 +145,7 @@ class Fetcher:
         try:
             waiting = [flight for flight in flights if not self._land_from_disk(flight)]
             for part in join_neighbours(self._chunks, waiting, REQUEST_SIZES[run.lane]):
-                self._fetch(run, part, self._sources.in_order())
+                self._fetch(run, part, self._sources.in_order(run.avoided))
         except Exception as error:  # a reader must never wait for a flight that is lost
             log.exception("fetching %s", self._layer)
             self._fail(flights, NodeError(f"{self._layer}: {type(error).__name__}: {error}"))
@@ -193,6 +194,7 @@ class Fetcher:
         start = int(chunks.blob_offset[first])
         lengths = [int(chunks.blob_length[flight.index]) for flight in left]
         began = run.moved = time.monotonic()
+        run.source = source
         got, last = 0, first
         try:
             with closing(source.store.read_pieces(source.digest, start, lengths)) as frames:
@@ -302,7 +304,8 @@ class Fetcher:
         if not self._engine.may_hedge():
             return
         with self._lock:
-            again = Run(Lane.DEMAND, [flight for flight in run.flights if not flight.settled], hedged=True)
+            left = [flight for flight in run.flights if not flight.settled]
+            again = Run(Lane.DEMAND, left, hedged=True, avoided=run.source)
             for flight in again.flights:
                 flight.runs += 1
         if again.flights:

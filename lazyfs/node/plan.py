@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.crew import Lane
+from lazyfs.node.sources import BlobSource
 
 MAX_REQUEST = 4 << 20
 """Blob bytes of one ranged read."""
@@ -33,13 +34,18 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Neighbouring flights that one ranged read brings. `moved` is when something of it came last."""
+    """Neighbouring flights that one ranged read brings. `moved` is when something of it came last.
+
+    `source` is where that is asked for now; `avoided` the one that is asked last, since another run waits for it.
+    """
 
     lane: Lane
     flights: list[Flight]
     moved: float = 0.0
     asked: bool = False
     hedged: bool = False
+    source: BlobSource | None = None
+    avoided: BlobSource | None = None
 
 
 class Countdown:

@@ -33,8 +33,9 @@ class Sources:
         with self._lock:
             self._order = (source, *(other for other in self._order if other != source))
 
-    def in_order(self) -> tuple[BlobSource, ...]:
-        return self._order
+    def in_order(self, avoided: BlobSource | None = None) -> tuple[BlobSource, ...]:
+        """Those to be asked one after another, `avoided` last."""
+        return tuple(sorted(self._order, key=lambda source: source == avoided))
 
 
 def open_chunk(codec: str, chunks: ChunkTable, index: int, frame: bytes | memoryview, blob: str) -> bytes:

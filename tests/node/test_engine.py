@@ -18,7 +18,7 @@ from lazyfs.node.windows import MAX_WINDOW, MIN_RUN, Windows
 from tests.waiting import wait_until
 
 from .conftest import Rig
-from .samples import KIB, PATIENCE, has
+from .samples import KIB, PATIENCE, FakeStore, has
 
 Make = Callable[..., Rig]
 MIB = 1 << 20
@@ -133,6 +133,17 @@ def test_a_slow_answer_is_asked_for_a_second_time(rig: Make) -> None:
     each.store.fault = first_alone
     assert each.is_right(0, 160 * KIB)
     assert len(each.store.reads) == 2
+    assert each.timeline.counters()["second_requests"] == 1
+    slow.set()
+
+
+def test_another_store_is_asked_the_second_time(rig: Make) -> None:
+    each = rig([40 * KIB] * 4)
+    slow, other = threading.Event(), FakeStore(each.layer.blob)
+    each.fetcher.prefer(other.source())
+    other.fault = lambda offset, length: (slow.wait(PATIENCE), None)[1]
+    assert each.is_right(0, 160 * KIB)
+    assert (len(other.reads), len(each.store.reads)) == (1, 1)
     assert each.timeline.counters()["second_requests"] == 1
     slow.set()
 
