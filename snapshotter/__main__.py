@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from lazyfs import logs
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, LazyfsError, NodeError, UsageError
 from snapshotter.image_service import serving_images
@@ -79,11 +80,7 @@ def main(
     image_service: Path | None,
     image_service_of: Path,
 ) -> None:
-    levels = logging.getLevelNamesMapping()
-    logging.basicConfig(
-        level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.set_up()
     try:
         images = (image_service.absolute(), image_service_of.absolute()) if image_service else None
         if node is not None and config is not None:

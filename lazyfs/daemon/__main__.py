@@ -5,13 +5,12 @@ is told to serve. `python -m lazyfs.keeper --root DIR` runs a node in the foregr
 """
 
 import argparse
-import logging
-import os
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+from lazyfs import logs
 from lazyfs.config import NodePaths
 from lazyfs.daemon.privileges import drop
 from lazyfs.errors import LazyfsError, NodeError
@@ -25,11 +24,7 @@ def main() -> int:
     parser.add_argument("--link", type=int, required=True)
     parser.add_argument("--user")
     options = parser.parse_args()
-    levels = logging.getLevelNamesMapping()
-    logging.basicConfig(
-        level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.set_up()
     keeper = socket.socket(fileno=options.link)
     keeper.set_inheritable(False)
     try:

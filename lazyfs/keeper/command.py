@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lazyfs import __version__
+from lazyfs import __version__, logs
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError, NodeError, UsageError
 from lazyfs.keeper import account, link, systemd, taking
@@ -41,11 +41,7 @@ def run(early: Early | None) -> int:
     if options.check:
         print(__version__)
         return 0
-    levels = logging.getLevelNamesMapping()
-    logging.basicConfig(
-        level=levels.get(os.environ.get("LAZYFS_LOG", "").upper(), logging.INFO),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.set_up()
     ready = _Ready(options.ready_fd, options.start_lock_fd)
     try:
         _keep(NodePaths.choose(options.root), options, ready, early)

@@ -86,8 +86,8 @@ def _said(response: Response, secrets: Iterable[str]) -> str:
     except (ExchangeError, BadInputError, LimitError):
         return ""
     text = "; ".join(text for text in texts if text)
-    for secret in secrets:
-        text = text.replace(secret, "***") if secret else text
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
     text = text[:_MAX_SHOWN]
     return text if text.isprintable() else short(text, _MAX_SHOWN)
 

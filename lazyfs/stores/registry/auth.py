@@ -27,6 +27,8 @@ _MAX_TOKEN = 32 << 10
 _MAX_TOKENS = 16
 _DEFAULT_LIFETIME = 60  # what the specification says of a token that says nothing
 _MAX_LIFETIME = 86400
+_MIN_SECRET = 6
+"""Characters of a header's value: "***" for each "1" would hide what a server says."""
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME = re.compile(rf"({_WORD})(?=[\s,]|$)")
@@ -86,7 +88,16 @@ class Authorizer:
     have one go on.
     """
 
-    def __init__(self, host: str, where: str, find: Callable[[], Credentials], send: Send) -> None:
+    def __init__(
+        self,
+        host: str,
+        where: str,
+        find: Callable[[], Credentials],
+        send: Send,
+        sent_along: Iterable[str] = (),
+    ) -> None:
+        """`sent_along` are values of headers of each request, which may be secrets too."""
+        self._sent_along = tuple(value for value in sent_along if len(value) >= _MIN_SECRET)
         self._host = host
         self._where = where
         self._find = find
@@ -140,13 +151,14 @@ class Authorizer:
         return f"what {source} has for it is not enough: log in as somebody who may, {login}"
 
     def secrets(self) -> list[str]:
-        """What must not be shown although a server repeats it; the longest first."""
+        """What must not be shown although a server repeats it."""
         with self._lock:
             found = self._credentials
             shown = [found.password, found.identity_token, found.registry_token, *self._identity]
             headers = [token.header for token in self._tokens.values()] + [self._basic or ""]
+        headers.append(found.basic() if found.user else "")
         shown += [header.partition(" ")[2] for header in headers]
-        return sorted(filter(None, shown), key=len, reverse=True)
+        return [*filter(None, shown), *self._sent_along]
 
     def _renew_basic(self, used: str | None) -> bool:
         credentials = self._find()

@@ -21,6 +21,8 @@ _DEFAULT_SECONDS = 300.0
 _MAX_SECONDS = 3600.0
 _SHARE = 0.8
 """Of its life in which an address is used: clocks differ, and a read that begins in time must end in time."""
+_MIN_SECRET = 12
+"""Characters of a signature; what is shorter is a date or a number."""
 _MAX_AGE = re.compile(r"max-age=\"?([0-9]{1,9})")
 
 
@@ -33,6 +35,13 @@ class Address:
 
     def __repr__(self) -> str:
         return f"Address({self.origin})"
+
+    def secrets(self) -> list[str]:
+        """What must not be shown although a server repeats it."""
+        query = self.target.partition("?")[2]
+        raw = [part.partition("=")[2] for part in query.split("&")]
+        plain = [value for _, value in parse_qsl(query)]
+        return [value for value in (query, *raw, *plain) if len(value) >= _MIN_SECRET]
 
 
 class Redirects:

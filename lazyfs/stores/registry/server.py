@@ -68,7 +68,11 @@ class Server:
         # A mirror has passwords of its own; docker.io keeps its name, whatever its server is called.
         keeper = RepositoryName(str(host), name.path) if host.is_mirror else name
         self._authorizer = Authorizer(
-            keeper.host, f"docker://{name}", partial(find_credentials, keeper, options), self._send
+            keeper.host,
+            f"docker://{name}",
+            partial(find_credentials, keeper, options),
+            self._send,
+            [*(value for _, value in options.headers), *host.headers.values()],
         )
 
     def ask(self, request: Request, use: Callable[[Response], T], deadline: Deadline) -> T:
@@ -118,7 +122,8 @@ class Server:
                     seconds = min(seconds, lifetime(address.target, response.headers))
                     continue
                 hint = self._authorizer.hint() if address.origin == home else _STORAGE_HINT
-                failure = refused(where, response, hint, self._authorizer.secrets())
+                secrets = [*self._authorizer.secrets(), *address.secrets()]
+                failure = refused(where, response, hint, secrets)
                 challenges = parse_challenges(response.headers.get_all("WWW-Authenticate", []))
             if response.status == 401 and address.origin == home and renewals < _MAX_RENEWALS:
                 renewals += 1
