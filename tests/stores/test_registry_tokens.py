@@ -1,8 +1,10 @@
 """Tokens, from services that do as they please."""
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -208,3 +210,87 @@ def test_what_a_challenge_asks_for_is_asked_for_as_well(served: Serve, asked: st
         store.read(DIGEST, 0, 10)
     [query] = [parse_qs(seen.target.partition("?")[2]) for seen in server.seen if seen.path == "/token"]
     assert query == {"a": ["b"], "scope": sent}
+
+
+# What expires in the middle
+
+
+@pytest.mark.parametrize("how", ["stream", "pieces"])
+def test_a_token_that_expires_in_the_middle_of_a_blob(served: Serve, how: str) -> None:
+    """And the connection breaks: it goes on where it broke, with a new token."""
+    gate = Gate(uses=1)
+
+    def breaking(request: Seen) -> Reply:
+        reply = gate(request)
+        if not isinstance(reply.body, bytes) or len(reply.body) <= 1000 or reply.status >= 400:
+            return reply
+        return replace(reply, body=reply.body[:1000], length=len(reply.body), after="reset")
+
+    server = served(breaking)
+    with opened(server.host) as store:
+        if how == "stream":
+            read = b"".join(store.stream(DIGEST, piece=500))
+        else:
+            read = b"".join(store.read_pieces(DIGEST, 0, [512] * (len(BLOB) // 512)))
+    assert read == BLOB
+    assert gate.given >= 4
+
+
+def test_an_address_and_a_token_that_expire_together(served: Serve) -> None:
+    """The storage refuses the address (403), the registry the token (401): both are asked for anew."""
+    gate, good = Gate(uses=1), ["signature-1"]
+    storage = served(
+        lambda request: ranged(request, BLOB) if request.target.endswith(good[0]) else Reply(403)
+    )
+
+    def redirecting(request: Seen) -> Reply:
+        reply = gate(request)
+        if reply.status >= 400 or request.path == "/token":
+            return reply
+        return Reply(307, {"Location": f"{storage.url}/blob?X-Amz-Expires=600&X-Amz-Signature={good[0]}"})
+
+    server = served(redirecting)
+    with opened(server.host) as store:
+        for number in range(1, 4):
+            good[0] = f"signature-{number}"
+            for offset in range(3):
+                assert store.read(DIGEST, offset, 100) == BLOB[offset : offset + 100]
+    assert gate.given == 3
+    assert [seen.target.rpartition("=")[2] for seen in storage.seen].count("signature-1") == 4
+
+
+def test_a_helper_is_asked_again_when_its_password_has_expired(
+    served: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "bin" / "docker-credential-tests"
+    helper.parent.mkdir()
+    helper.write_text(
+        '#!/bin/sh\ncat >/dev/null; echo asked >>"$0.log"\n'
+        'echo "{\\"Username\\":\\"somebody\\",\\"Secret\\":\\"$(cat "$0.secret")\\"}"\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(helper.parent), prepend=":")
+    secret, log = Path(f"{helper}.secret"), Path(f"{helper}.log")
+    valid = ["one"]
+
+    def script(request: Seen) -> Reply:
+        expected = base64.b64encode(f"somebody:{valid[0]}".encode()).decode()
+        if request.headers.get("authorization") != f"Basic {expected}":
+            return Reply(401, {"WWW-Authenticate": 'Basic realm="x"'})
+        return ranged(request, BLOB)
+
+    server = served(script)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": {server.host: {}}, "credHelpers": {server.host: "tests"}}))
+    with opened(server.host, config) as store:
+        for password in ("one", "two"):
+            secret.write_text(password)
+            valid[0] = password
+            for offset in range(5):
+                assert store.read(DIGEST, offset, 10) == BLOB[offset : offset + 10]
+        assert log.read_text().split() == ["asked", "asked"]
+        valid[0] = "three"
+        with pytest.raises(StoreError, match="401") as caught:
+            store.read(DIGEST, 0, 10)
+        assert "docker-credential-tests" in caught.value.hint
+        assert "two" not in caught.value.message + caught.value.hint
