@@ -13,6 +13,7 @@ from pathlib import Path
 import lazyfs
 from lazyfs.errors import NodeError
 
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
@@ -57,6 +58,7 @@ def drop(user: str) -> None:
         kept = _permitted(libc) & _READ_ANYTHING
         _set_capabilities(libc, kept)
         _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core dump would hold passwords
     except OSError as error:
         raise NodeError(f"the daemon cannot become user {user}: {error}", hint="start it as root") from error
     for module in (os, ctypes, lazyfs):

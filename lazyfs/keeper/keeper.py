@@ -21,6 +21,7 @@ from lazyfs.keeper import link, systemd
 from lazyfs.keeper.child import ENDING, SERVING, STANDBY, STARTING, Daemon, spawn, started
 from lazyfs.keeper.early import Early
 from lazyfs.keeper.link import Possessions
+from lazyfs.keeper.pauses import LONGEST_PAUSE_INNOCENT, pause_after, was_good
 from lazyfs.keeper.refusal import refuse
 from lazyfs.mount.read_ahead import restore_read_ahead
 
@@ -29,13 +30,6 @@ log = logging.getLogger(__name__)
 PING_SECONDS = 1.0
 END_PINGS = 20
 """For which a daemon that was told to end may go on."""
-LONGEST_PAUSE = 30.0
-LONGEST_PAUSE_INNOCENT = 1.0
-"""After a daemon that did serve, if only for a moment, or was killed: readers wait for the next one."""
-FREE_FAILURES = 3
-SETTLED_SECONDS = 1.0
-"""A daemon that served this long was a good one; the next starts at once."""
-
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -233,7 +227,7 @@ class Keeper:
 
     def _replace(self, daemon: Daemon) -> None:
         was_coming = daemon is self._coming
-        self._failures = 0 if _was_good(daemon) else self._failures + 1
+        self._failures = 0 if was_good(daemon) else self._failures + 1
         if was_coming:
             self._coming = None
         elif daemon is self._serving:
@@ -244,7 +238,7 @@ class Keeper:
             self._promote()
             return
         innocent = daemon.killed or daemon.stage in (SERVING, ENDING)
-        pause = _pause(self._failures, innocent=innocent)
+        pause = pause_after(self._failures, innocent=innocent)
         self._resume_at = time.monotonic() + pause
         if pause > LONGEST_PAUSE_INNOCENT:
             self._refuse()
@@ -377,24 +371,11 @@ class Keeper:
         }
 
 
-def _pause(failures: int, *, innocent: bool) -> float:
-    """Seconds to the next start, after so many daemons in a row that were no good."""
-    if innocent:
-        return 0.0 if failures <= FREE_FAILURES else LONGEST_PAUSE_INNOCENT
-    return min(LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10)) if failures else 0.0
-
-
 def _guarded(step: Callable[[], None]) -> None:
     try:
         step()
     except Exception:  # a defect of the keeper must not cost every container of the node
         log.exception("the keeper goes on")
-
-
-def _was_good(daemon: Daemon) -> bool:
-    return daemon.stage == ENDING or (
-        daemon.stage == SERVING and time.monotonic() - daemon.since > SETTLED_SECONDS
-    )
 
 
 def _write_pid(lock: int, pid: int) -> None:

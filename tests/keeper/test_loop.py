@@ -11,7 +11,8 @@ from lazyfs.config import NodePaths
 from lazyfs.keeper import keeper as keeper_module
 from lazyfs.keeper import link
 from lazyfs.keeper.child import SERVING, Daemon, adopted
-from lazyfs.keeper.keeper import LONGEST_PAUSE, LONGEST_PAUSE_INNOCENT, Keeper, _pause
+from lazyfs.keeper.keeper import Keeper
+from lazyfs.keeper.pauses import LONGEST_PAUSE, LONGEST_PAUSE_INNOCENT, pause_after
 from tests.daemon.processes import end
 
 
@@ -54,10 +55,10 @@ def test_end_and_end_of_the_link_come_together(keeper: Keeper, started: list[Dae
 
 
 def test_pauses_grow_for_who_fails_alone() -> None:
-    failing = [_pause(count, innocent=False) for count in range(12)]
+    failing = [pause_after(count, innocent=False) for count in range(12)]
     assert failing[0] == 0.0
     assert failing == sorted(failing)
     assert failing[-1] == LONGEST_PAUSE
-    killed = [_pause(count, innocent=True) for count in range(12)]
+    killed = [pause_after(count, innocent=True) for count in range(12)]
     assert killed[0] == 0.0
     assert max(killed) == LONGEST_PAUSE_INNOCENT
