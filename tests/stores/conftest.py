@@ -1,11 +1,18 @@
-"""A place of its own in a bucket of a real S3 server, for each test that asks for one."""
+"""What tests of stores share: places in a bucket of a real S3 server, and registries that fail when told to."""
 
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry.store import RegistryStore
+from tests.faults import FaultServer
 from tests.s3server import S3Place, S3Server, running_server
+
+from .memory_registry import BLOB, MemoryRegistry, Serve, opened
 
 _VARIABLES_OF_OTHERS = (
     "AWS_PROFILE",
@@ -30,3 +37,54 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Place:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return S3Place(s3_server, uuid.uuid4().hex)
+
+
+@pytest.fixture
+def memory() -> MemoryRegistry:
+    """A registry that has BLOB."""
+    memory = MemoryRegistry()
+    memory.add(BLOB)
+    return memory
+
+
+@pytest.fixture
+def server(memory: MemoryRegistry) -> Iterator[FaultServer]:
+    with FaultServer(memory) as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: FaultServer) -> Iterator[RegistryStore]:
+    with opened(server) as store:
+        yield store
+
+
+@pytest.fixture
+def served() -> Iterator[Serve]:
+    """Makes servers that answer by a script."""
+    with ExitStack() as servers:
+        yield lambda script: servers.enter_context(FaultServer(script))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may pass is tried again at once."""
+    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client_module, "_MAX_PAUSE", 0.05)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No password of this machine's users."""
+    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    """An empty certs.d."""
+    directory = tmp_path / "certs.d"
+    directory.mkdir()
+    return directory

@@ -1,8 +1,10 @@
 """A registry in memory, for tests that let a `FaultServer` answer rightly until it shall not."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 
 from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.formats.oci_types import OCI_MANIFEST
@@ -11,6 +13,8 @@ from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import FaultServer, Reply, Seen, ranged
 
 from .samples import Sample
+
+Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
 
 _BLOB = re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>sha256:[0-9a-f]{64})")
 _MANIFEST = re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)")
@@ -90,10 +94,24 @@ DIGEST = sha256_digest(BLOB)
 ENDLESS = repeat(b"x" * 65536)
 
 
-def opened(server: FaultServer, timeout: float = 20.0) -> RegistryStore:
-    store = open_store(parse_reference(f"docker://{server.host}/app"), options=StoreOptions(timeout=timeout))
+def opened(server: FaultServer, timeout: float = 20.0, *, create: bool = False) -> RegistryStore:
+    return opened_at(server.host, StoreOptions(timeout=timeout), create=create)
+
+
+def opened_at(host: str, options: StoreOptions, *, name: str = "app", create: bool = False) -> RegistryStore:
+    store = open_store(parse_reference(f"docker://{host}/{name}"), create=create, options=options)
     assert isinstance(store, RegistryStore)
     return store
+
+
+def opened_by_certs(host: str, certs: Path, *, create: bool = False, insecure: bool = False) -> RegistryStore:
+    return opened_at(host, StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=20), create=create)
+
+
+def opened_as(
+    host: str, auth_file: Path | None = None, *, name: str = "app", create: bool = False
+) -> RegistryStore:
+    return opened_at(host, StoreOptions(auth_file=auth_file, timeout=20), name=name, create=create)
 
 
 def at_first(server: FaultServer, *faults: Reply) -> None:

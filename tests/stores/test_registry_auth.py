@@ -3,9 +3,8 @@
 import base64
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import StoreError
-from lazyfs.formats.oci_descriptor import sha256_digest
-from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
-from lazyfs.stores.registry import client as client_module
+from lazyfs.stores import write_blob
 from lazyfs.stores.registry.auth import parse_challenges
-from lazyfs.stores.registry.store import RegistryStore
-from tests.faults import FaultServer, Reply, Seen, ranged
+from tests.faults import Reply, Seen, ranged
 from tests.registry import (
     BASIC,
     HTPASSWD,
@@ -32,29 +28,10 @@ from tests.registry import (
 )
 
 from .conformance import ABSENT
+from .memory_registry import BLOB, DIGEST, Serve, opened_as
 from .samples import make_sample, put_sample
 
-BLOB = bytes(range(256)) * 16
-DIGEST = sha256_digest(BLOB)
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No password of this machine's users; and no patience."""
-    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-
-
-def opened(
-    host: str, auth_file: Path | None = None, *, name: str = "app", create: bool = False
-) -> RegistryStore:
-    options = StoreOptions(auth_file=auth_file, timeout=20)
-    store = open_store(parse_reference(f"docker://{host}/{name}"), create=create, options=options)
-    assert isinstance(store, RegistryStore)
-    return store
+pytestmark = pytest.mark.usefixtures("alone", "impatient")
 
 
 # Passwords, at docker-registry
@@ -73,9 +50,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 def test_a_password_opens_a_registry(guarded: Registry, tmp_path: Path) -> None:
     auth_file = write_auth(tmp_path / "auth.json", guarded.host)
     sample = make_sample("a")
-    with opened(guarded.host, auth_file, create=True) as store:
+    with opened_as(guarded.host, auth_file, create=True) as store:
         put_sample(store, sample, "v1")
-    with opened(guarded.host, auth_file) as store:
+    with opened_as(guarded.host, auth_file) as store:
         assert store.resolve("v1").digest == sample.descriptor.digest
         assert store.tags() == ["v1"]
     name = f"docker://{guarded.host}/app:v1"
@@ -85,7 +62,7 @@ def test_a_password_opens_a_registry(guarded: Registry, tmp_path: Path) -> None:
 
 @needs_registry
 def test_without_a_password_the_remedy_is_named(guarded: Registry) -> None:
-    with opened(guarded.host) as store, pytest.raises(StoreError) as caught:
+    with opened_as(guarded.host) as store, pytest.raises(StoreError) as caught:
         store.resolve("v1")
     assert "answered 401 Unauthorized (UNAUTHORIZED: authentication required" in caught.value.message
     assert f"`skopeo login {guarded.host}`" in caught.value.hint
@@ -97,7 +74,7 @@ def test_a_wrong_password_is_named_by_its_file_and_a_new_one_is_noticed(
     guarded: Registry, tmp_path: Path
 ) -> None:
     auth_file = write_auth(tmp_path / "auth.json", guarded.host, password="wr0ng")
-    with opened(guarded.host, auth_file) as store:
+    with opened_as(guarded.host, auth_file) as store:
         with pytest.raises(StoreError) as caught:
             store.has(ABSENT)
         assert str(auth_file) in caught.value.hint
@@ -125,11 +102,11 @@ def issued(tokens: TokenServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_one_token_serves_many_requests(issued: Registry, tokens: TokenServer, tmp_path: Path) -> None:
     auth_file = write_auth(tmp_path / "auth.json", issued.host)
     tokens.requests.clear()
-    with opened(issued.host, auth_file, create=True) as store:
+    with opened_as(issued.host, auth_file, create=True) as store:
         put_sample(store, make_sample("a"), "v1")
     assert [fields["scope"] for _, fields in tokens.requests] == [["repository:app:pull,push"]]
     tokens.requests.clear()
-    with opened(issued.host, auth_file) as store, ThreadPoolExecutor(8) as pool:
+    with opened_as(issued.host, auth_file) as store, ThreadPoolExecutor(8) as pool:
         digest = make_sample("a").descriptor.digest
         assert {found.digest for found in pool.map(store.resolve, ["v1", digest] * 20)} == {digest}
     assert [(method, fields["scope"]) for method, fields in tokens.requests] == [
@@ -145,7 +122,7 @@ def test_an_identity_token_is_taken_to_the_token_server(
     entry = {"auth": base64.b64encode(b"<token>:").decode(), "identitytoken": tokens.refresh_token}
     auth_file.write_text(json.dumps({"auths": {issued.host: entry}}))
     tokens.requests.clear()
-    with opened(issued.host, auth_file, name="by-token", create=True) as store:
+    with opened_as(issued.host, auth_file, name="by-token", create=True) as store:
         put_sample(store, make_sample("a"), "v1")
     [(method, fields)] = tokens.requests
     assert method == "POST"
@@ -159,8 +136,8 @@ def test_a_token_for_two_repositories_mounts_a_blob(
 ) -> None:
     auth_file = write_auth(tmp_path / "auth.json", issued.host)
     with (
-        opened(issued.host, auth_file, name="from", create=True) as source,
-        opened(issued.host, auth_file, name="to", create=True) as target,
+        opened_as(issued.host, auth_file, name="from", create=True) as source,
+        opened_as(issued.host, auth_file, name="to", create=True) as target,
     ):
         digest, size = write_blob(source, b"shared")
         assert target.adopt(source, digest)
@@ -176,7 +153,7 @@ def test_who_may_read_but_not_write_is_told_so(
 ) -> None:
     auth_file = write_auth(tmp_path / "auth.json", issued.host)
     monkeypatch.setattr(tokens, "actions", {"pull"})
-    with opened(issued.host, auth_file, create=True) as store, pytest.raises(StoreError) as caught:
+    with opened_as(issued.host, auth_file, create=True) as store, pytest.raises(StoreError) as caught:
         write_blob(store, b"more")
     assert "answered 401 Unauthorized (UNAUTHORIZED: authentication required" in caught.value.message
     assert f"what {auth_file} has for it is not enough" in caught.value.hint
@@ -185,20 +162,11 @@ def test_who_may_read_but_not_write_is_told_so(
 @needs_registry
 def test_a_token_server_that_knows_us_not(issued: Registry, tokens: TokenServer, tmp_path: Path) -> None:
     auth_file = write_auth(tmp_path / "auth.json", issued.host, password="wr0ng")
-    with opened(issued.host, auth_file) as store, pytest.raises(StoreError) as caught:
+    with opened_as(issued.host, auth_file) as store, pytest.raises(StoreError) as caught:
         store.tags()
     assert "asking for a token: http://127.0.0.1:" in caught.value.message
     assert "answered 401" in caught.value.message
     assert f"what {auth_file} has for it is not enough" in caught.value.hint
-
-
-Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
-
-
-@pytest.fixture
-def served() -> Iterator[Serve]:
-    with ExitStack() as servers:
-        yield lambda script: servers.enter_context(FaultServer(script))
 
 
 # What is secret stays so
@@ -216,7 +184,7 @@ def test_authorization_goes_to_the_registry_alone(served: Serve, tmp_path: Path)
 
     server = served(script)
     auth_file = write_auth(tmp_path / "auth.json", server.host)
-    with opened(server.host, auth_file) as store:
+    with opened_as(server.host, auth_file) as store:
         assert store.read(DIGEST, 0, 10) == BLOB[:10]
         assert store.read(DIGEST, 10, 10) == BLOB[10:20]
         assert store.has(DIGEST) == len(BLOB)
@@ -231,7 +199,7 @@ def test_a_storage_that_asks_for_a_password_gets_none(served: Serve, tmp_path: P
     auth_file = tmp_path / "auth.json"
     packed = {"auth": BASIC.removeprefix("Basic ")}
     auth_file.write_text(json.dumps({"auths": {server.host: packed, storage.host: packed}}))
-    with opened(server.host, auth_file) as store, pytest.raises(StoreError, match="401"):
+    with opened_as(server.host, auth_file) as store, pytest.raises(StoreError, match="401"):
         store.read(DIGEST, 0, 10)
     assert all("authorization" not in seen.headers for seen in storage.seen)
 
@@ -255,7 +223,7 @@ def test_no_secret_is_ever_shown(
 
     server = served(script)
     auth_file = write_auth(tmp_path / "auth.json", server.host)
-    with opened(server.host, auth_file) as store:
+    with opened_as(server.host, auth_file) as store:
         with pytest.raises(StoreError) as caught:
             store.read(DIGEST, 0, 10)
         client = store._client

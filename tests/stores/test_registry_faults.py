@@ -1,7 +1,6 @@
 """Reading from registries that fail, lie, stall or attack."""
 
 import tracemalloc
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,36 +9,12 @@ from lazyfs.errors import LazyfsError, NotFoundError, StoreError
 from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import open_store, parse_reference
 from lazyfs.stores.registry import blobs as blobs_module
-from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import HANG, RESET, FaultServer, Reply, Seen
 
-from .memory_registry import BLOB, DIGEST, ENDLESS, MemoryRegistry, always, at_first, opened, part
+from .memory_registry import BLOB, DIGEST, ENDLESS, always, at_first, opened, part
 
-
-@pytest.fixture
-def memory() -> MemoryRegistry:
-    memory = MemoryRegistry()
-    memory.add(BLOB)
-    return memory
-
-
-@pytest.fixture
-def server(memory: MemoryRegistry) -> Iterator[FaultServer]:
-    with FaultServer(memory) as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: FaultServer) -> Iterator[RegistryStore]:
-    with opened(server) as store:
-        yield store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(client_module, "_MAX_PAUSE", 0.05)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 # What passes by trying again

@@ -6,12 +6,9 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import StoreError, UsageError
-from lazyfs.formats.oci_descriptor import sha256_digest
-from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
-from lazyfs.stores.registry import client as client_module
+from lazyfs.stores import StoreOptions, write_blob
 from lazyfs.stores.registry import connection as connection_module
 from lazyfs.stores.registry.hosts import Host, Tls, find_hosts
-from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import FaultServer, Tunnel, ranged
 from tests.registry import (
     HTPASSWD,
@@ -26,30 +23,10 @@ from tests.registry import (
     write_auth,
 )
 
+from .memory_registry import BLOB, DIGEST, opened_by_certs
 from .samples import make_sample, put_sample
 
-BLOB = bytes(range(256)) * 16
-DIGEST = sha256_digest(BLOB)
-
-
-def opened(host: str, certs: Path, *, create: bool = False, insecure: bool = False) -> RegistryStore:
-    options = StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=20)
-    store = open_store(parse_reference(f"docker://{host}/app"), create=create, options=options)
-    assert isinstance(store, RegistryStore)
-    return store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture
-def certs(tmp_path: Path) -> Path:
-    """An empty certs.d."""
-    directory = tmp_path / "certs.d"
-    directory.mkdir()
-    return directory
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 # TLS, at docker-registry
@@ -104,7 +81,7 @@ def test_an_own_authority_is_trusted(
     secure: Registry, authority: Certificate, certs: Path, password: Path
 ) -> None:
     trust(certs, secure.host, authority)
-    with opened(secure.host, certs, create=True) as store:
+    with opened_by_certs(secure.host, certs, create=True) as store:
         put_sample(store, make_sample("a"), "v1")
         digest, size = write_blob(store, bytes(100_000))
         assert store.read(digest, 5, size - 5) == bytes(size - 5)
@@ -116,7 +93,7 @@ def test_an_own_authority_is_trusted(
 @needs_registry
 @pytest.mark.usefixtures("password")
 def test_a_stranger_is_not_trusted_and_hears_no_password(secure: Registry, certs: Path) -> None:
-    with opened(secure.host, certs) as store, pytest.raises(StoreError) as caught:
+    with opened_by_certs(secure.host, certs) as store, pytest.raises(StoreError) as caught:
         store.tags()
     assert f"https://{secure.host}: its certificate is not trusted: unable to get local issuer" in str(
         caught.value
@@ -127,7 +104,7 @@ def test_a_stranger_is_not_trusted_and_hears_no_password(secure: Registry, certs
 @needs_registry
 @pytest.mark.usefixtures("password")
 def test_insecure_trusts_anybody(secure: Registry, certs: Path) -> None:
-    with opened(secure.host, certs, insecure=True) as store:
+    with opened_by_certs(secure.host, certs, insecure=True) as store:
         store.tags()
 
 
@@ -136,13 +113,13 @@ def test_insecure_trusts_anybody(secure: Registry, certs: Path) -> None:
 def test_hosts_toml_names_authority_and_path(secure: Registry, authority: Certificate, certs: Path) -> None:
     directory = trust(certs, secure.host, authority)
     (directory / "hosts.toml").write_text(f'server = "https://{secure.host}"\nca = "ca.crt"\n')
-    with opened(secure.host, certs, create=True) as store:
+    with opened_by_certs(secure.host, certs, create=True) as store:
         assert put_sample(store, make_sample("b"), "v2") == make_sample("b").descriptor
     (directory / "hosts.toml").write_text("skip_verify = true\n")
-    with opened(secure.host, certs) as store:
+    with opened_by_certs(secure.host, certs) as store:
         assert "v2" in store.tags()
     (directory / "hosts.toml").write_text("")
-    with opened(secure.host, certs) as store, pytest.raises(StoreError, match="not trusted"):
+    with opened_by_certs(secure.host, certs) as store, pytest.raises(StoreError, match="not trusted"):
         store.tags()
 
 
@@ -151,7 +128,7 @@ def test_a_client_certificate_opens_a_registry(
     mutual: Registry, authority: Certificate, certs: Path, tmp_path: Path
 ) -> None:
     trust(certs, mutual.host, authority, issue(authority, tmp_path, "client"))
-    with opened(mutual.host, certs, create=True) as store:
+    with opened_by_certs(mutual.host, certs, create=True) as store:
         put_sample(store, make_sample("a"), "v1")
 
 
@@ -160,7 +137,10 @@ def test_without_a_client_certificate_the_remedy_is_named(
     mutual: Registry, authority: Certificate, certs: Path
 ) -> None:
     trust(certs, mutual.host, authority)
-    with opened(mutual.host, certs) as store, pytest.raises(StoreError, match="TLS failed") as caught:
+    with (
+        opened_by_certs(mutual.host, certs) as store,
+        pytest.raises(StoreError, match="TLS failed") as caught,
+    ):
         store.tags()
     assert f"/etc/docker/certs.d/{mutual.host}/client.cert" in caught.value.hint
 
@@ -183,7 +163,10 @@ def test_a_file_that_is_no_certificate_is_named(
         (directory / name).unlink()
     else:
         (directory / name).write_text(content)
-    with opened(secure.host, certs) as store, pytest.raises(UsageError, match=str(directory)) as caught:
+    with (
+        opened_by_certs(secure.host, certs) as store,
+        pytest.raises(UsageError, match=str(directory)) as caught,
+    ):
         store.tags()
     assert "PEM" in caught.value.hint
 
@@ -195,7 +178,7 @@ def test_a_key_with_a_password_is_not_asked_for(
     client = issue(authority, tmp_path, "client")
     directory = trust(certs, mutual.host, authority, client)
     openssl("ec", "-aes128", "-passout", "pass:x", "-in", client.key, "-out", directory / "client.key")
-    with opened(mutual.host, certs) as store, pytest.raises(UsageError, match=r"client\.cert"):
+    with opened_by_certs(mutual.host, certs) as store, pytest.raises(UsageError, match=r"client\.cert"):
         store.tags()
 
 
@@ -209,7 +192,7 @@ def test_tls_through_a_proxy(
     monkeypatch.delenv("no_proxy", raising=False)
     with Tunnel() as proxy:
         monkeypatch.setenv("https_proxy", proxy.host)
-        with opened(secure.host, certs, create=True) as store:
+        with opened_by_certs(secure.host, certs, create=True) as store:
             digest, size = write_blob(store, bytes(100_000))
             assert store.read(digest, 0, size) == bytes(size)
         assert proxy.targets == [secure.host]
@@ -223,7 +206,7 @@ def test_what_has_a_certificate_set_up_is_never_spoken_to_without(
 ) -> None:
     with FaultServer(lambda request: ranged(request, BLOB)) as server:
         trust(certs, server.host, authority)
-        with opened(server.host, certs) as store, pytest.raises(StoreError, match="TLS failed"):
+        with opened_by_certs(server.host, certs) as store, pytest.raises(StoreError, match="TLS failed"):
             store.read(DIGEST, 0, 10)
         assert server.seen == []
 

@@ -1,56 +1,21 @@
 """Mirrors, as the hosts.toml of containerd names them."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from lazyfs.errors import NotFoundError, UsageError
-from lazyfs.formats.oci_descriptor import sha256_digest
-from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
-from lazyfs.stores.registry import client as client_module
-from lazyfs.stores.registry.store import RegistryStore
+from lazyfs.stores import write_blob
 from tests.faults import RESET, FaultServer, Reply, Seen
 from tests.registry import (
     write_auth,
 )
 
-from .memory_registry import MemoryRegistry
+from .memory_registry import BLOB, DIGEST, MemoryRegistry, Serve, opened_by_certs
 from .samples import make_sample
 
-BLOB = bytes(range(256)) * 16
-DIGEST = sha256_digest(BLOB)
-
-
-def opened(host: str, certs: Path, *, create: bool = False, insecure: bool = False) -> RegistryStore:
-    options = StoreOptions(certs_dirs=(certs,), insecure=insecure, timeout=20)
-    store = open_store(parse_reference(f"docker://{host}/app"), create=create, options=options)
-    assert isinstance(store, RegistryStore)
-    return store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-
-
-@pytest.fixture
-def certs(tmp_path: Path) -> Path:
-    """An empty certs.d."""
-    directory = tmp_path / "certs.d"
-    directory.mkdir()
-    return directory
-
-
-Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
-
-
-@pytest.fixture
-def served() -> Iterator[Serve]:
-    with ExitStack() as servers:
-        yield lambda script: servers.enter_context(FaultServer(script))
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
@@ -72,7 +37,7 @@ def test_a_mirror_is_asked_first_and_told_for_whom(
 ) -> None:
     own, mirror = served(memory), served(memory)
     mirrored(certs, own, mirror, extra='header = {"X-Registry" = "tests"}')
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         store.resolve("v1")
         assert store.read(DIGEST, 10, 10) == BLOB[10:20]
     assert own.seen == []
@@ -89,11 +54,11 @@ def test_a_mirror_that_fails_is_passed_over(
 ) -> None:
     own, mirror, good = served(memory), served(lambda _: fault), served(memory)
     mirrored(certs, own, mirror, good)
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         assert store.read(DIGEST, 10, 10) == BLOB[10:20]
         assert len(good.seen) == 1
     mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         assert store.read(DIGEST, 10, 10) == BLOB[10:20]
     assert len(own.seen) == 1
 
@@ -103,7 +68,7 @@ def test_a_mirror_that_fails_is_left_alone_for_a_while(
 ) -> None:
     own, mirror = served(memory), served(lambda _: Reply(503))
     mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         for _ in range(5):
             store.read(DIGEST, 0, 10)
         assert len(mirror.seen) == 1
@@ -118,29 +83,29 @@ def test_the_registry_itself_decides_what_is_not_there(
 ) -> None:
     own, mirror = served(memory), served(lambda _: Reply(503))
     mirrored(certs, own, mirror)
-    with opened(own.host, certs) as store, pytest.raises(NotFoundError, match=own.host):
+    with opened_by_certs(own.host, certs) as store, pytest.raises(NotFoundError, match=own.host):
         store.resolve("v9")
 
 
 def test_a_mirror_is_asked_for_what_it_can_alone(certs: Path, served: Serve, memory: MemoryRegistry) -> None:
     own, mirror = served(memory), served(memory)
     mirrored(certs, own, mirror, extra='capabilities = ["pull"]')
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         store.resolve("v1")
         store.read(DIGEST, 0, 10)
     assert ["manifests/v1" in seen.target for seen in own.seen] == [True]
     assert ["blobs" in seen.target for seen in mirror.seen] == [True]
-    with opened(own.host, certs, create=True) as store:
+    with opened_by_certs(own.host, certs, create=True) as store:
         write_blob(store, b"new")
         assert store.read(DIGEST, 0, 10) == BLOB[:10]
     assert len(mirror.seen) == 1
     mirrored(certs, own, extra="")
     (certs / own.host / "hosts.toml").write_text(f'[host."{own.url}"]\ncapabilities = ["pull"]')
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         store.read(DIGEST, 0, 10)
         with pytest.raises(UsageError, match="for resolve"):
             store.tags()
-    with pytest.raises(UsageError, match="for push"), opened(own.host, certs, create=True) as store:
+    with pytest.raises(UsageError, match="for push"), opened_by_certs(own.host, certs, create=True) as store:
         write_blob(store, b"new")
 
 
@@ -162,11 +127,11 @@ def test_a_mirror_hears_its_own_password(
     own, mirror = served(script), served(script)
     mirrored(certs, own, mirror)
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", own.host)))
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         store.read(DIGEST, 0, 10)
     assert all("authorization" not in seen.headers for seen in mirror.seen)
     assert "authorization" in own.seen[-1].headers
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(write_auth(tmp_path / "auth.json", mirror.host)))
-    with opened(own.host, certs) as store:
+    with opened_by_certs(own.host, certs) as store:
         store.read(DIGEST, 0, 10)
     assert "authorization" in mirror.seen[-1].headers

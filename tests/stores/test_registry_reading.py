@@ -8,37 +8,13 @@ from lazyfs.errors import IntegrityError, LazyfsError, LimitError, StoreError
 from lazyfs.formats.oci import MAX_DOCUMENT
 from lazyfs.formats.oci_types import OCI_CONFIG
 from lazyfs.stores import load_image, parse_reference
-from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import RESET, FaultServer, Reply, Seen, ranged
 
 from .memory_registry import BLOB, DIGEST, ENDLESS, MemoryRegistry, always, at_first, opened, part
 from .samples import describe, make_sample
 
-
-@pytest.fixture
-def memory() -> MemoryRegistry:
-    memory = MemoryRegistry()
-    memory.add(BLOB)
-    return memory
-
-
-@pytest.fixture
-def server(memory: MemoryRegistry) -> Iterator[FaultServer]:
-    with FaultServer(memory) as server:
-        yield server
-
-
-@pytest.fixture
-def store(server: FaultServer) -> Iterator[RegistryStore]:
-    with opened(server) as store:
-        yield store
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(client_module, "_MAX_PAUSE", 0.05)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 # Redirects

@@ -2,8 +2,6 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,37 +10,16 @@ from urllib.parse import parse_qs
 import pytest
 
 from lazyfs.errors import StoreError
-from lazyfs.formats.oci_descriptor import sha256_digest
 from lazyfs.stores import StoreOptions, open_store, parse_reference
-from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry.auth import Authorizer, Challenge
 from lazyfs.stores.registry.connection import Origin, Response
 from lazyfs.stores.registry.credentials import Credentials
-from lazyfs.stores.registry.store import RegistryStore
 from lazyfs.stores.registry.wire import Deadline
-from tests.faults import FaultServer, Reply, Seen, ranged
+from tests.faults import Reply, Seen, ranged
 
-BLOB = bytes(range(256)) * 16
-DIGEST = sha256_digest(BLOB)
+from .memory_registry import BLOB, DIGEST, Serve, opened_as
 
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No password of this machine's users; and no patience."""
-    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
-
-
-def opened(
-    host: str, auth_file: Path | None = None, *, name: str = "app", create: bool = False
-) -> RegistryStore:
-    options = StoreOptions(auth_file=auth_file, timeout=20)
-    store = open_store(parse_reference(f"docker://{host}/{name}"), create=create, options=options)
-    assert isinstance(store, RegistryStore)
-    return store
+pytestmark = pytest.mark.usefixtures("alone", "impatient")
 
 
 class Gate:
@@ -67,19 +44,10 @@ class Gate:
         return ranged(request, BLOB)
 
 
-Serve = Callable[[Callable[[Seen], Reply]], FaultServer]
-
-
-@pytest.fixture
-def served() -> Iterator[Serve]:
-    with ExitStack() as servers:
-        yield lambda script: servers.enter_context(FaultServer(script))
-
-
 def test_a_token_that_is_refused_is_renewed(served: Serve) -> None:
     gate = Gate(uses=3)
     server = served(gate)
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         for offset in range(10):
             assert store.read(DIGEST, offset, 10) == BLOB[offset : offset + 10]
     assert gate.given == 4
@@ -88,7 +56,7 @@ def test_a_token_that_is_refused_is_renewed(served: Serve) -> None:
 def test_a_token_is_renewed_before_it_is_refused(served: Serve) -> None:
     gate = Gate(expires_in=1e-9)
     server = served(gate)
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         for offset in range(5):
             store.read(DIGEST, offset, 10)
     refused = [seen for seen in server.seen if seen.path != "/token" and "authorization" not in seen.headers]
@@ -99,7 +67,7 @@ def test_a_token_is_renewed_before_it_is_refused(served: Serve) -> None:
 @pytest.mark.parametrize("lifetime", [None, "soon", -5, 1e300, True])
 def test_a_token_without_a_sensible_end(served: Serve, lifetime: object) -> None:
     gate = Gate(expires_in=lifetime)
-    with opened(served(gate).host) as store:
+    with opened_as(served(gate).host) as store:
         store.read(DIGEST, 0, 10)
         store.read(DIGEST, 0, 10)
     assert gate.given == 1
@@ -108,7 +76,7 @@ def test_a_token_without_a_sensible_end(served: Serve, lifetime: object) -> None
 def test_a_registry_that_refuses_every_token(served: Serve) -> None:
     gate = Gate(uses=0)
     server = served(gate)
-    with opened(server.host) as store, pytest.raises(StoreError, match="401 Unauthorized"):
+    with opened_as(server.host) as store, pytest.raises(StoreError, match="401 Unauthorized"):
         store.read(DIGEST, 0, 10)
     assert gate.given == 2
 
@@ -119,7 +87,7 @@ def test_a_registry_token_is_used_as_it_is(served: Serve, tmp_path: Path) -> Non
     server = served(gate)
     auth_file = tmp_path / "auth.json"
     auth_file.write_text(json.dumps({"auths": {server.host: {"registrytoken": "t0ken-7"}}}))
-    with opened(server.host, auth_file) as store:
+    with opened_as(server.host, auth_file) as store:
         assert store.read(DIGEST, 0, 10) == BLOB[:10]
     assert all(seen.path != "/token" for seen in server.seen)
 
@@ -129,7 +97,7 @@ def test_an_identity_token_that_is_replaced(served: Serve, tmp_path: Path) -> No
     server = served(gate)
     auth_file = tmp_path / "auth.json"
     auth_file.write_text(json.dumps({"auths": {server.host: {"identitytoken": "first"}}}))
-    with opened(server.host, auth_file) as store:
+    with opened_as(server.host, auth_file) as store:
         store.read(DIGEST, 0, 10)
         store.read(DIGEST, 0, 10)
     forms = [parse_qs(seen.body.decode()) for seen in server.seen if seen.path == "/token"]
@@ -153,7 +121,7 @@ def test_an_identity_token_that_is_replaced(served: Serve, tmp_path: Path) -> No
 def test_a_token_server_that_gives_no_token(served: Serve, answer: Reply, message: str) -> None:
     gate = Gate()
     server = served(lambda request: answer if request.path == "/token" else gate(request))
-    with opened(server.host) as store, pytest.raises(StoreError, match=message) as caught:
+    with opened_as(server.host) as store, pytest.raises(StoreError, match=message) as caught:
         store.read(DIGEST, 0, 10)
     assert "asking for a token" in caught.value.message
     assert caught.value.hint
@@ -164,7 +132,7 @@ def test_a_token_server_that_is_busy_is_asked_again(served: Serve) -> None:
     gate = Gate()
     busy = [Reply(503), Reply(429, {"Retry-After": "0"})]
     server = served(lambda request: busy.pop() if request.path == "/token" and busy else gate(request))
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         assert store.read(DIGEST, 0, 10) == BLOB[:10]
 
 
@@ -206,7 +174,7 @@ def test_what_a_challenge_asks_for_is_asked_for_as_well(served: Serve, asked: st
     gate = Gate()
     gate.challenge = f'Bearer realm="http://{{host}}/token?a=b",scope="{asked}"'
     server = served(gate)
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         store.read(DIGEST, 0, 10)
     [query] = [parse_qs(seen.target.partition("?")[2]) for seen in server.seen if seen.path == "/token"]
     assert query == {"a": ["b"], "scope": sent}
@@ -227,7 +195,7 @@ def test_a_token_that_expires_in_the_middle_of_a_blob(served: Serve, how: str) -
         return replace(reply, body=reply.body[:1000], length=len(reply.body), after="reset")
 
     server = served(breaking)
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         if how == "stream":
             read = b"".join(store.stream(DIGEST, piece=500))
         else:
@@ -250,7 +218,7 @@ def test_an_address_and_a_token_that_expire_together(served: Serve) -> None:
         return Reply(307, {"Location": f"{storage.url}/blob?X-Amz-Expires=600&X-Amz-Signature={good[0]}"})
 
     server = served(redirecting)
-    with opened(server.host) as store:
+    with opened_as(server.host) as store:
         for number in range(1, 4):
             good[0] = f"signature-{number}"
             for offset in range(3):
@@ -282,7 +250,7 @@ def test_a_helper_is_asked_again_when_its_password_has_expired(
     server = served(script)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"auths": {server.host: {}}, "credHelpers": {server.host: "tests"}}))
-    with opened(server.host, config) as store:
+    with opened_as(server.host, config) as store:
         for password in ("one", "two"):
             secret.write_text(password)
             valid[0] = password

@@ -10,14 +10,14 @@ import pytest
 
 from lazyfs.errors import StoreError
 from lazyfs.formats.oci_descriptor import sha256_digest
-from lazyfs.stores import StoreOptions, open_store, parse_reference, write_blob
+from lazyfs.stores import write_blob
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry import upload as upload_module
 from lazyfs.stores.registry.store import RegistryStore
 from tests.faults import HANG, RESET, FaultServer, Reply, Seen
 from tests.registry import BASIC, write_auth
 
-from .memory_registry import MemoryRegistry
+from .memory_registry import MemoryRegistry, opened
 from .samples import make_sample
 
 CHUNK = 1000
@@ -37,22 +37,9 @@ def memory() -> MemoryRegistry:
 
 
 @pytest.fixture
-def server(memory: MemoryRegistry) -> Iterator[FaultServer]:
-    with FaultServer(memory) as server:
-        yield server
-
-
-@pytest.fixture
 def store(server: FaultServer) -> Iterator[RegistryStore]:
-    with opened(server) as store:
+    with opened(server, create=True) as store:
         yield store
-
-
-def opened(server: FaultServer, timeout: float = 20.0) -> RegistryStore:
-    options = StoreOptions(timeout=timeout)
-    store = open_store(parse_reference(f"docker://{server.host}/app"), create=True, options=options)
-    assert isinstance(store, RegistryStore)
-    return store
 
 
 def write(store: RegistryStore, data: bytes = DATA) -> None:
@@ -220,7 +207,7 @@ def test_what_is_uploaded_elsewhere_goes_there_without_a_password(
             return reply
 
         server.script = script
-        with opened(server) as store:
+        with opened(server, create=True) as store:
             write(store)
         assert methods(elsewhere) == ["PATCH", "PATCH", "PATCH", "PATCH", "PUT"]
         assert all("authorization" not in seen.headers for seen in elsewhere.seen)
@@ -229,7 +216,10 @@ def test_what_is_uploaded_elsewhere_goes_there_without_a_password(
 
 def test_a_registry_that_is_silent_in_the_middle(server: FaultServer, memory: MemoryRegistry) -> None:
     at(server, "PATCH", 2, lambda _: HANG)
-    with opened(server, timeout=0.9) as store, pytest.raises(StoreError, match=r"in time|too long"):
+    with (
+        opened(server, timeout=0.9, create=True) as store,
+        pytest.raises(StoreError, match=r"in time|too long"),
+    ):
         write(store)
     assert (memory.blobs, memory.uploads) == ({}, {})
 
