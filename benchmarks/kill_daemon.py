@@ -1,6 +1,6 @@
 """`kill -9` of the daemon again and again, while readers check every byte that they get.
 
-    python -m benchmarks.kill_daemon [--kills 1000] [--readers 16] [--how kill|stop]
+    python -m benchmarks.kill_daemon [--kills 1000] [--readers 16] [--how kill|stop] [--mount-mode loop]
 
 Half of the readers read files of a mounted image, whose pages are dropped before each read; half read the
 devices below it with O_DIRECT, past every cache of the kernel. Each read is compared with the same bytes of an
@@ -32,6 +32,7 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, daemon_in_use
 from lazyfs.keeper.client import KeeperClient
 from lazyfs.mount.images import mount_view, unmount_image
+from lazyfs.mount.ladder import AUTO, MODES
 from lazyfs.stores import open_store, parse_reference
 
 READERS = 16
@@ -83,11 +84,18 @@ def main() -> int:
     parser.add_argument(
         "--how", choices=["kill", "stop"], default="kill", help="stop: SIGSTOP, for the watchdog"
     )
+    parser.add_argument("--mount-mode", choices=MODES, default=AUTO, help="how the image is shown")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         outcome = measure(
-            Path(directory), arguments.cache, arguments.kills, arguments.readers, _KINDS[arguments.how], show
+            Path(directory),
+            arguments.cache,
+            arguments.kills,
+            arguments.readers,
+            _KINDS[arguments.how],
+            show,
+            mode=arguments.mount_mode,
         )
     show(outcome)
     if arguments.json:
@@ -113,6 +121,8 @@ def measure(
     readers: int = READERS,
     number: signal.Signals = signal.SIGKILL,
     progress: Callable[[Outcome], None] = lambda _: None,
+    *,
+    mode: str = AUTO,
 ) -> Outcome:
     """On the demo image, with a node of its own below `directory`."""
     source = parse_reference(ensure(RECIPES["demo"], cache).reference)
@@ -125,7 +135,7 @@ def measure(
     mounted = directory / "mounted"
     mounted.mkdir()
     with daemon_in_use(paths) as client:
-        image = client.open_image(str(target))
+        image = client.open_image(str(target), mode=mode)
         mount_view(paths, image, mounted)
     try:
         found = _largest(directory / "unpacked")

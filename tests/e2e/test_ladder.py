@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -132,6 +135,36 @@ def test_a_tree_of_50000_entries(node: Node, tmp_path: Path) -> None:
         assert sorted(found) == sorted(expected)
     assert all((view / "many" / name.decode()).stat().st_size == 0 for name in names[::100])
     assert not (view / "many/nothing").exists()
+    node.umount(view)
+
+
+def test_a_tree_stays_in_the_kernel(node: Node, tmp_path: Path) -> None:
+    """What one listing has brought is known without the daemon: names, attributes, targets, and what is not there."""
+    reference = convert(
+        tmp_path, [*(Entry(b"d/%d" % number) for number in range(2_000)), Entry(b"d/l", SYMLINK, target=b"0")]
+    )
+    view = node.mount(reference, tmp_path / "view", "--mount-mode", TREE)
+    listed = os.listdir(view / "d")  # noqa: PTH208 - it is many
+    assert os.readlink(view / "d" / "l") == "0"  # noqa: PTH115
+    assert not (view / "d/nothing").exists()
+    script = (
+        "import os, sys; d = sys.argv[1]; print('ready', flush=True)\n"
+        "for name in sys.stdin.read().split(): os.lstat(f'{d}/{name}')\n"
+        "assert os.readlink(f'{d}/l') == '0' and not os.path.exists(f'{d}/nothing')"
+    )
+    command = [sys.executable, "-c", script, str(view / "d")]
+    pid = node.pid()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as looker:
+        assert looker.stdout is not None
+        looker.stdout.readline()
+        os.kill(pid, signal.SIGSTOP)  # who asked it would wait until the keeper replaces it
+        try:
+            looker.communicate("\n".join(listed), timeout=20)
+            assert node.pid() == pid, "another daemon has answered"
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert looker.returncode == 0
     node.umount(view)
 
 
