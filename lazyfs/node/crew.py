@@ -49,7 +49,7 @@ class Crew:
             self._queues[lane].append(work)
             if lane is not Lane.FILL:
                 self._busy_at = time.monotonic()
-            if self._idle:
+            if self._idle >= sum(map(len, self._queues)):
                 self._changed.notify()
             elif len(self._threads) < sum(self._limits):
                 self._start_thread(lane, work)
