@@ -1,8 +1,9 @@
 """Images that are not there yet: what the node's daemon says of them, and where it shows them.
 
-An image is asked about once, however many of its layers containerd prepares: the first Prepare fetches the manifest,
-the config and all TOCs, the others find the answer. Nothing here is needed to start the service, so a registry or a
-daemon that does not answer costs lazy images alone.
+An image is asked about once, however many of its layers containerd prepares: for the first Prepare the daemon fetches
+the manifest, the config and all TOCs, and each Prepare is answered as soon as the layers up to its own are known to
+be in order. Nothing here is needed to start the service, so a registry or a daemon that does not answer costs lazy
+images alone.
 """
 
 import hashlib
@@ -10,11 +11,11 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon
@@ -63,18 +64,59 @@ class Chain:
 
 @dataclass(slots=True)
 class _Look:
-    answer: "Future[Chain]"
+    """What becomes known of an image: its chain at first, then of one layer after the other that it can be mounted."""
+
+    reference: str
     moves: bool  # named by a tag
+    chain: "Future[Chain]" = field(default_factory=Future)
+    end: "Future[None]" = field(default_factory=Future)
+    opened: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
     since: float = field(default_factory=time.monotonic)
 
-    def result(self) -> Chain:
-        """Waits no longer than `PATIENCE` after it was asked, however many layers wait for it one after another."""
-        return self.answer.result(max(0.0, self.since + PATIENCE - time.monotonic()))
+    def find(self, wanted: WantedLayer) -> Lazy | None:
+        """See `Chain.find`; None as well where the layer cannot be mounted after all.
+
+        Waits no longer than `PATIENCE` after the image was asked for, however many layers wait one after another.
+        Raises TimeoutError, or what the daemon says.
+        """
+        found = self.chain.result(self._left()).find(wanted)
+        if found is None:
+            return None
+        with self.changed:
+            if not self.changed.wait_for(
+                lambda: self.opened >= found.layers or self.end.done(), self._left()
+            ):
+                raise TimeoutError
+        if self.opened < found.layers:
+            self.end.result()
+        return found
+
+    def follow(self, answers: Callable[[], Iterator[dict[str, Any]]]) -> None:
+        """Take in what the daemon says, to its end."""
+        try:
+            lines = answers()
+            self.chain.set_result(_chain(self.reference, next(lines)))
+            for _ in lines:
+                with self.changed:
+                    self.opened += 1
+                    self.changed.notify_all()
+            self.end.set_result(None)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            if not self.chain.done():
+                self.chain.set_exception(error)
+            self.end.set_exception(error)
+        finally:
+            with self.changed:
+                self.changed.notify_all()
 
     def is_old(self) -> bool:
         age = time.monotonic() - self.since
-        failed = self.answer.done() and self.answer.exception() is not None
+        failed = self.end.done() and self.end.exception() is not None
         return (failed and age > _FAILED_SECONDS) or (self.moves and age > _TAG_SECONDS)
+
+    def _left(self) -> float:
+        return max(0.0, self.since + PATIENCE - time.monotonic())
 
 
 class Images:
@@ -112,11 +154,11 @@ class Images:
         """The image of the layers up to the wanted one; None, within `PATIENCE`, where containerd must download it."""
         try:
             look, known = self._look(wanted.reference)
-            found = look.result().find(wanted)
+            found = look.find(wanted)
             if found is None and known:
                 # A tag may have moved since.
                 self._forget(wanted.reference, look)
-                found = self._look(wanted.reference)[0].result().find(wanted)
+                found = self._look(wanted.reference)[0].find(wanted)
             if found is not None:
                 self._verdicts.refuse_wrong(found.tocs)
         except TimeoutError:
@@ -167,7 +209,8 @@ class Images:
             if look is not None and not look.is_old():
                 self._looks.move_to_end(reference)
                 return look, True
-            look = _Look(_in_background(lambda: self._ask(reference)), "@" not in reference)
+            look = _Look(reference, "@" not in reference)
+            _in_background(lambda: look.follow(lambda: ensure_daemon(self._paths).look_at(reference)))
             self._looks[reference] = look
             if len(self._looks) > _REMEMBERED:
                 self._looks.popitem(last=False)
@@ -178,27 +221,28 @@ class Images:
             if self._looks.get(reference) is look:
                 del self._looks[reference]
 
-    def _ask(self, reference: str) -> Chain:
-        answer = ensure_daemon(self._paths).look_at(reference)
-        chain_ids: list[str] = []
-        for layer in answer["chain"]:
-            if not chain_ids:
-                chain_ids.append(layer["diff_id"])
-            else:
-                text = f"{chain_ids[-1]} {layer['diff_id']}"
-                chain_ids.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
-        return Chain(
-            str(replace(parse_reference(reference), tag=None, digest=answer["digest"])),
-            tuple(layer["blob"] for layer in answer["chain"]),
-            tuple(chain_ids),
-            tuple(layer["toc"] for layer in answer["chain"] if layer["toc"]),
-        )
-
     def _start_daemon(self) -> None:
         try:
             ensure_daemon(self._paths)
         except LazyfsError as error:
             log.warning("the node's daemon does not start: %s", error)
+
+
+def _chain(reference: str, said: Mapping[str, Any]) -> Chain:
+    """From what the daemon says of an image."""
+    chain_ids: list[str] = []
+    for layer in said["chain"]:
+        if not chain_ids:
+            chain_ids.append(layer["diff_id"])
+        else:
+            text = f"{chain_ids[-1]} {layer['diff_id']}"
+            chain_ids.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
+    return Chain(
+        str(replace(parse_reference(reference), tag=None, digest=said["digest"])),
+        tuple(layer["blob"] for layer in said["chain"]),
+        tuple(chain_ids),
+        tuple(layer["toc"] for layer in said["chain"] if layer["toc"]),
+    )
 
 
 def _in_background(function: Callable[[], _T]) -> "Future[_T]":

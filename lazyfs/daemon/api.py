@@ -5,7 +5,7 @@ import logging
 import socket
 import socketserver
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -31,7 +31,9 @@ class Handover:
     closing: socket.socket
 
 
-Call = Callable[[dict[str, Any]], dict[str, Any] | Handover]
+Answer = dict[str, Any] | Handover | Iterator[dict[str, Any]]
+"""What comes in pieces is one object a line, the last of them empty, or an error."""
+Call = Callable[[dict[str, Any]], Answer]
 
 
 class ControlServer:
@@ -100,13 +102,37 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(answer, Handover):
                 self._hand_over(answer)
                 return
+            if not isinstance(answer, dict):
+                self._stream(next(answer), answer)
+                return
             status, values = 200, answer
         except LazyfsError as error:
             status, values = 400, error.as_dict()
         except Exception as error:
             log.exception("%s %s", self.command, self.path)
-            status, values = 500, NodeError(f"the daemon failed: {type(error).__name__}: {error}").as_dict()
+            status, values = 500, _defect(error)
         self._send(status, values)
+
+    def _stream(self, first: dict[str, Any], others: Iterator[dict[str, Any]]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        values = first
+        while values:
+            self._send_line(values)
+            try:
+                values = next(others, {})
+            except LazyfsError as error:
+                values, others = error.as_dict(), iter(())
+            except Exception as error:
+                log.exception("%s %s", self.command, self.path)
+                values, others = _defect(error), iter(())
+        self._send_line(values)
+
+    def _send_line(self, values: dict[str, Any]) -> None:
+        self.wfile.write(json.dumps(values).encode() + b"\n")
 
     def _hand_over(self, answer: Handover) -> None:
         with answer.closing:
@@ -152,3 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
+
+
+def _defect(error: Exception) -> dict[str, Any]:
+    return NodeError(f"the daemon failed: {type(error).__name__}: {error}").as_dict()

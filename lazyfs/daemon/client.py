@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon.request import IMAGES, connect, encode, image_request, locate, take
@@ -63,9 +63,37 @@ class DaemonClient:
         )
         return self._ask_for(IMAGES, body, meanwhile)
 
-    def look_at(self, reference: str) -> dict[str, Any]:
+    def look_at(self, reference: str) -> Iterator[dict[str, Any]]:
         """See `Node.look_at`."""
-        return self._ask_for("/v1/chain", locate(reference))
+        lines = self._look_at(reference)
+        try:
+            yield next(lines)
+        except (NoDaemonError, DaemonGoneError):
+            # It ended just now, or was about to when it was asked.
+            ensure_daemon(self._paths)
+            lines = self._look_at(reference)
+        yield from lines
+
+    def _look_at(self, reference: str) -> Iterator[dict[str, Any]]:
+        with self._connect() as connection:
+            try:
+                connection.sendall(encode("POST", "/v1/chain", locate(reference)))
+                with connection.makefile("rb") as answer:
+                    yield from self._lines(answer)
+            except OSError as error:
+                raise self._gone() from error
+
+    def _lines(self, answer: BinaryIO) -> Iterator[dict[str, Any]]:
+        while answer.readline().strip():
+            pass  # the head
+        while line := answer.readline():
+            values = json.loads(line)
+            if not values:
+                return
+            if "error" in values:
+                raise from_dict(values)
+            yield values
+        raise self._gone()
 
     def _ask_for(
         self, path: str, body: dict[str, Any], meanwhile: Callable[[], None] = lambda: None
@@ -128,6 +156,11 @@ class DaemonClient:
             return False
         return True
 
+    def _gone(self) -> DaemonGoneError:
+        return DaemonGoneError(
+            f"the daemon of {self._paths.root} ended before it answered", hint=f"see {self._paths.log}"
+        )
+
     def _no_daemon(self) -> NoDaemonError:
         return NoDaemonError(
             f"no daemon runs for {self._paths.root}", hint="`lazyfs run` and `lazyfs mount` start one"
@@ -165,9 +198,7 @@ class DaemonClient:
                     f"the daemon of {self._paths.root} did not answer: {error}", hint=f"see {self._paths.log}"
                 ) from error
         if not answer:
-            raise DaemonGoneError(
-                f"the daemon of {self._paths.root} ended before it answered", hint=f"see {self._paths.log}"
-            )
+            raise self._gone()
         head_bytes, _, content = answer.partition(b"\r\n\r\n")
         try:
             status = int(head_bytes.split(b" ", 2)[1])

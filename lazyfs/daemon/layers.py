@@ -3,10 +3,11 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lazyfs.daemon.locks import NamedLocks
@@ -18,6 +19,7 @@ from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_store import NodeCache
+from lazyfs.node.crew import Lane
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import Engine
 from lazyfs.node.fetch import Fetcher
@@ -29,8 +31,6 @@ from lazyfs.node.touched import Touched
 from lazyfs.stores import Reference, Store, parse_reference
 
 log = logging.getLogger(__name__)
-
-OPEN_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Layers:
         self._shown: dict[str, Layer] = {}
         self._by_inode: dict[int, Layer] = {}
         self._numbers: dict[str, tuple[str, int]] = {}
+        self._coming: dict[tuple[str, str], Future[bytes]] = {}
         tocs.mkdir(parents=True, exist_ok=True)
         remove_torn(tocs)
 
@@ -96,12 +97,21 @@ class Layers:
         `documents` are TOCs that are here already, by sha256. All others come at once: where they come from far
         away, that is one round trip.
         """
-        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
-            opening = [
-                pool.submit(self._open, store, reference, documents, layer, diff_id)
-                for layer, diff_id in layers
-            ]
-            return [each.result() for each in opening]
+        return list(self.open_each(store, reference, documents, layers))
+
+    def open_each(
+        self,
+        store: Store,
+        reference: Reference,
+        documents: Mapping[str, bytes],
+        layers: Sequence[tuple[Descriptor, str]],
+    ) -> Iterator[Layer]:
+        """As `open`, one layer after the other: the first one as soon as it can be."""
+        coming = [self._toc_of(store, layer, documents) for layer, _ in layers]
+        return (
+            self._open(store, reference, toc_bytes, layer, diff_id)
+            for (layer, diff_id), toc_bytes in zip(layers, coming, strict=True)
+        )
 
     def restore(self) -> frozenset[int]:
         """Show the devices that the kernel knows from an earlier daemon; nothing of it needs a network.
@@ -114,7 +124,8 @@ class Layers:
             for source in known.sources:
                 try:
                     store, reference = self._stores.find(parse_reference(source))
-                    self._open(store, reference, {}, known.descriptor(), known.diff_id)
+                    layer = known.descriptor()
+                    self._open(store, reference, self._toc_of(store, layer, {}), layer, known.diff_id)
                 except LazyfsError as error:
                     log.error("device %d of an earlier daemon: %s", known.inode, error)
                 else:
@@ -137,14 +148,11 @@ class Layers:
         self,
         store: Store,
         reference: Reference,
-        documents: Mapping[str, bytes],
+        toc_bytes: Callable[[], bytes],
         layer: Descriptor,
         diff_id: str,
     ) -> Layer:
-        location = layer.toc_location()
-        if location is None:
-            fetch_toc(store, layer)  # says what is missing
-            raise AssertionError
+        location = _location(store, layer)
         with self._being_opened.of(location.sha256):
             known = self._shown.get(location.sha256)
             if known is not None:
@@ -152,8 +160,7 @@ class Layers:
                 self._prefer(known.fetcher, store, layer.digest, known.toc.codec)
                 self._number(reference, layer, diff_id, location)
                 return known
-            toc_bytes = self._toc_bytes(store, layer, location, documents.get(location.sha256))
-            decoded = decode_toc(toc_bytes, layer, diff_id)
+            decoded = decode_toc(toc_bytes(), layer, diff_id)
             inode = self._number(reference, layer, diff_id, location)
             opened = self._new(inode, store, layer, location.sha256, decoded)
             with self._changing:
@@ -183,6 +190,32 @@ class Layers:
         for source in (store, *reversed(self._stores.mirrors_of(store))):
             fetcher.prefer(BlobSource(source, blob, codec))
 
+    def _toc_of(self, store: Store, layer: Descriptor, documents: Mapping[str, bytes]) -> Callable[[], bytes]:
+        """What waits for the TOC, which comes from now on; who else asks the store meanwhile waits for the same."""
+        location = _location(store, layer)
+        read = partial(self._toc_bytes, store, layer, location, documents.get(location.sha256))
+        name = store.url, location.sha256
+        with self._changing:
+            if location.sha256 in self._shown:
+                return read
+            if name in self._coming:
+                return self._coming[name].result
+            self._coming[name] = coming = Future[bytes]()
+        try:
+            self._engine.crew.submit(Lane.DEMAND, partial(self._come, name, coming, read))
+        except RuntimeError:  # no thread can be started, or the node is closing
+            self._come(name, coming, read)
+        return coming.result
+
+    def _come(self, name: tuple[str, str], coming: "Future[bytes]", read: Callable[[], bytes]) -> None:
+        try:
+            coming.set_result(read())
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            coming.set_exception(error)
+        finally:
+            with self._changing:
+                del self._coming[name]
+
     def _toc_bytes(
         self, store: Store, layer: Descriptor, location: TocLocation, brought: bytes | None
     ) -> bytes:
@@ -202,3 +235,11 @@ class Layers:
         except NodeError as error:
             log.warning("%s", error)
         return data
+
+
+def _location(store: Store, layer: Descriptor) -> TocLocation:
+    location = layer.toc_location()
+    if location is None:
+        fetch_toc(store, layer)  # says what is missing
+        raise AssertionError
+    return location

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -178,28 +178,35 @@ class Node:
                 self._filler.add(layer.fetcher, layer.cache, judge)
         return {**answer, "direct": whole}
 
-    def look_at(self, reference_text: str, directory: Path) -> dict[str, Any]:
+    def look_at(self, reference_text: str, directory: Path) -> Iterator[dict[str, Any]]:
         """What an image is made of, and its TOCs here: up to the first layer that was not converted.
 
-        Returns `digest`, and as `chain` of each layer, lowest first, `blob`, `diff_id` and `toc` ("" where there is
-        none here). The bootstrap is made meanwhile, for who will mount the image next.
+        At first gives `digest`, and as `chain` of each layer, lowest first, `blob`, `diff_id` and `toc` ("" from the
+        first on that was not converted); then `toc` of each again, as soon as the layer could be mounted. The
+        bootstrap is made in the end, for who will mount the image next.
         """
         with self._finder.find(reference_text, directory) as found:
             image = found.image
             converted = list(takewhile(lambda each: each[0].toc_location() is not None, image.layers))
             self._refuse_wrong(converted)
-            layers = self._layers.open(found.store, found.reference, found.documents, converted)
+            layers = []
+            opening = self._layers.open_each(found.store, found.reference, found.documents, converted)
+            locations = [layer.toc_location() for layer, _ in converted]
+            tocs = [each.sha256 for each in locations if each is not None]
+            tocs += [""] * (len(image.layers) - len(tocs))
+            yield {
+                "digest": image.descriptor.digest,
+                "chain": [
+                    {"blob": layer.digest, "diff_id": diff_id, "toc": toc_digest}
+                    for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
+                ],
+            }
+            for opened in opening:
+                layers.append(opened)
+                yield {"toc": opened.toc_digest}
             self._launch(found, layers, "", ladder.FILE, [""] * len(layers))
         if layers:
             self._engine.crew.submit(Lane.PREFETCH, partial(self._bootstraps.make, layers))
-        tocs = [layer.toc_digest for layer in layers] + [""] * (len(image.layers) - len(layers))
-        return {
-            "digest": image.descriptor.digest,
-            "chain": [
-                {"blob": layer.digest, "diff_id": diff_id, "toc": toc_digest}
-                for (layer, diff_id), toc_digest in zip(image.layers, tocs, strict=True)
-            ],
-        }
 
     def _refuse_wrong(self, layers: Sequence[tuple[Descriptor, str]]) -> None:
         locations = [layer.toc_location() for layer, _ in layers]

@@ -19,7 +19,7 @@ import trio
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon import process
-from lazyfs.daemon.api import Call, ControlServer, Handover
+from lazyfs.daemon.api import Answer, Call, ControlServer, Handover
 from lazyfs.daemon.cache_calls import cache_calls
 from lazyfs.daemon.housekeeping import Housekeeper
 from lazyfs.daemon.image_server import ImageServer
@@ -191,7 +191,7 @@ class _Service:
         self._node.observe_read(inode, offset, size, waited)
 
     def _stirring(self, call: Call) -> Call:
-        def stir(body: dict[str, Any]) -> dict[str, Any] | Handover:
+        def stir(body: dict[str, Any]) -> Answer:
             self._house.stir()
             return call(body)
 

@@ -106,7 +106,7 @@ def test_the_lowest_layers_alone(make: MakeNode, made: Path) -> None:
 
 def test_only_looked_at(make: MakeNode, made: Path) -> None:
     each = make()
-    answer = each.node.look_at(f"oci:{made}:lazy", Path("/"))
+    answer, *opened = each.node.look_at(f"oci:{made}:lazy", Path("/"))
     with LayoutStore(made) as store:
         image = load_image(store, parse_reference(f"oci:{made}:lazy"))
     assert [(layer["blob"], layer["diff_id"]) for layer in answer["chain"]] == [
@@ -115,6 +115,7 @@ def test_only_looked_at(make: MakeNode, made: Path) -> None:
     assert {layer["toc"] for layer in answer["chain"]} == {
         layer["toc"] for layer in each.node.status()["layers"]
     }
+    assert [each["toc"] for each in opened] == [layer["toc"] for layer in answer["chain"]]
     assert answer["digest"] == image.descriptor.digest
     assert each.node.status()["images"] == []
 
@@ -124,13 +125,16 @@ def test_looked_at_up_to_the_first_layer_that_was_not_converted(make: MakeNode, 
         layout, "lazy", "half", lambda number, layer: replace(layer, annotations={}) if number else layer
     )
     each = make()
-    first, second = each.node.look_at(f"oci:{layout}:half", Path("/"))["chain"]
+    answer, *opened = each.node.look_at(f"oci:{layout}:half", Path("/"))
+    first, second = answer["chain"]
+    assert opened == [{"toc": first["toc"]}]
     assert (len(first["toc"]), second["toc"]) == (64, "")
     assert each.node.open_image(f"oci:{layout}:half", Path("/"), 1)["layers"]
     with pytest.raises(UsageError, match="not a lazyfs layer"):
         each.node.open_image(f"oci:{layout}:half", Path("/"))
     with_layers(layout, "lazy", "none", lambda _, layer: replace(layer, annotations={}))
-    assert [layer["toc"] for layer in each.node.look_at(f"oci:{layout}:none", Path("/"))["chain"]] == ["", ""]
+    (answer,) = each.node.look_at(f"oci:{layout}:none", Path("/"))
+    assert [layer["toc"] for layer in answer["chain"]] == ["", ""]
 
 
 def test_opened_by_digest_without_its_store(make: MakeNode, layout: Path) -> None:

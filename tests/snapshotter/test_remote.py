@@ -1,7 +1,6 @@
 """Layers that need not be downloaded: what is accepted, and what is left to containerd."""
 
 import hashlib
-import itertools
 import socket
 import subprocess
 import sys
@@ -109,18 +108,6 @@ def test_a_chain(service: Service, app: str, images: Path, kind: str) -> None:
     # Asked again, it is there already.
     assert offer(client, offered[5], offered[4].chain_id)
     assert len(client.names()) == 12
-    client.close()
-
-
-def test_asked_once_for_all_layers(service: Service, app: str, images: Path) -> None:
-    client = service.start().client()
-    offered = layers_of(images, "app-lazy", f"{app}:lazy")
-    assert offer(client, offered[0], "")
-    daemon = DaemonClient(service.node)
-    before = daemon.status()
-    for below, layer in itertools.pairwise(offered):
-        assert offer(client, layer, below.chain_id)
-    assert daemon.status()["requests"] == before["requests"]
     client.close()
 
 
