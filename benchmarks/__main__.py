@@ -42,6 +42,7 @@ from benchmarks import (
     steady,
     suite,
     tree_speed,
+    upgrades,
     whole_image,
 )
 from benchmarks.images import BuildError
@@ -226,6 +227,12 @@ def _scale(cache: Path, results: Path) -> list[Row]:
     return scale.rows(checked, scaled)
 
 
+def _upgrades(cache: Path, results: Path) -> list[Row]:
+    found = upgrades.measure(cache)
+    write_json(results, found)
+    return upgrades.rows(found)
+
+
 def _sequential(cache: Path, results: Path) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         figures = sequential.measure(Path(directory), cache, SEQUENTIAL_RUNS)
@@ -291,6 +298,7 @@ MEASURES: Mapping[str, Measure] = {
     "footprint": _footprint,
     "whole_image": _whole_image,
     "growth": _growth,
+    "upgrades": _upgrades,
     "scale": _scale,
     "steady": _steady,
 }

@@ -10,13 +10,17 @@
 """
 
 import http.client
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, BinaryIO, Self
 
 from lazyfs.errors import NodeError, UsageError
@@ -104,13 +108,18 @@ class Started:
                 return self._ended_well(deadline)
 
     def end(self) -> int:
-        """End the command if it runs, as a terminal would; its exit code."""
+        """End the command if it runs, as a terminal would; its exit code.
+
+        A container whose first process does not heed SIGTERM (node, for one) is killed, and the command cleans up.
+        """
         if self.process.poll() is None:
             self.process.terminate()
-            try:
-                self.process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            for force in (self._kill_container, self.process.kill):
+                try:
+                    self.process.wait(_END_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    force()
         code = self.process.wait()
         for reader in self._readers:
             reader.join()
@@ -118,6 +127,13 @@ class Started:
             if pipe is not None:
                 pipe.close()
         return code
+
+    def _kill_container(self) -> None:
+        """What the runtime, which is the command's child, has started."""
+        for runtime in _children(self.process.pid):
+            for pid in _children(runtime):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _until(self, is_ready: Callable[[], bool], deadline: float, pause: float) -> float:
         while not is_ready():
@@ -179,3 +195,10 @@ class Started:
                 self._seen.set()
             self._output.write(line)
             self._output.flush()
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, suite
+from benchmarks import growth, readme, suite
 from benchmarks.images import RECIPES, BuildError
 from benchmarks.workloads import QUICK, SUITE
 from lazyfs.bench.results import merge, read_results
@@ -82,3 +82,15 @@ def test_growth_is_told_beside_its_goal() -> None:
     assert long.value == pytest.approx(1.5)
     assert not long.met
     assert (fetched.value, memory.value) == (5, 10)
+
+
+def test_the_readme_has_four_figures_with_their_commands() -> None:
+    lines = readme.table(made_up(images=("numpy",))).splitlines()
+    assert len(lines) == 2 + 4
+    assert (
+        "| 0.26 s, launch pack | 1.04 s | 0.25 | 25% | `python -m benchmarks.suite --workloads numpy"
+        in lines[2]
+    )
+    assert "not measured" in lines[3]
+    few = readme.table(made_up(images=("numpy",), rounds=2))
+    assert "too few runs for a ratio" in few
