@@ -5,12 +5,13 @@
 The file is made of the files of a scientific stack, so it compresses as programs do. *Cold* comes from a registry
 on loopback (nginx) with an empty cache, *cached* through FUSE from the node's cache, *direct* from a mount of the
 cache's own file. The page cache is empty each time; *data warm* then has the cache's file in it, but nothing of what
-is mounted, which leaves the disk out of it.
+is mounted, which leaves the disk out of it. `cat` reads to /dev/null: into a pipe no file comes faster than 1.1 GB/s
+here, from the page cache neither. CPU seconds are the daemon's; where other work runs on the machine they say more than
+rates.
 """
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -50,7 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
         figures = measure(Path(directory), arguments.cache, arguments.runs)
     for name, values in figures.items():
-        print(f"{name:24}{statistics.median(values):10.1f}   {[round(value, 1) for value in values]}")
+        print(f"{name:24}{statistics.median(values):10.2f}   {[round(value, 2) for value in values]}")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
     return 0
@@ -60,10 +61,13 @@ def rows(figures: dict[str, list[float]]) -> list[Row]:
     bars = dict.fromkeys(("cached", "direct", "cached, data warm", "direct, data warm"), CACHED_BAR)
     bars["cold"] = COLD_BAR
     return [
-        Row(f"512 MB in order, {name}", statistics.median(values), "MB/s", bars.get(name), at_least=True)
+        Row(f"512 MB in order, {name}", statistics.median(values), _unit(name), bars.get(name), at_least=True)
         for name, values in figures.items()
-        if "CPU" not in name
     ]
+
+
+def _unit(name: str) -> str:
+    return "s" if "CPU" in name else "MB/s"
 
 
 def measure(directory: Path, cache: Path, runs: int) -> dict[str, list[float]]:
@@ -86,7 +90,7 @@ def _measure_node(root: Path, reference: str, figures: defaultdict[str, list[flo
         for name, warm in (("cold", None), ("cached", None), ("cached, data warm", _data(root))):
             before = cpu_of(process)
             figures[name].append(_rate(file, warm))
-            figures[f"{name}, CPU s"].append(cpu_of(process) - before)
+            figures[f"{name}, CPU"].append(cpu_of(process) - before)
     subprocess.run([*_lazyfs(root), "cache", "warm", reference], check=True, capture_output=True)
     with _mounted(root, reference) as (file, _):
         if not [entry for entry in list_mounts(root) if entry.target.name.endswith("-direct")]:
@@ -152,13 +156,7 @@ def _rate(file: Path, warm: Path | None = None) -> float:
     if warm is not None:
         subprocess.run(["cat", str(warm)], stdout=subprocess.DEVNULL, check=True)
     began = time.monotonic()
-    with subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        # Spliced away: what is measured is reading.
-        with open("/dev/null", "wb", buffering=0) as sink:  # noqa: PTH123 - unbuffered
-            while os.splice(process.stdout.fileno(), sink.fileno(), 1 << 20):
-                pass
-        process.wait()
+    subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
     return file.stat().st_size / (time.monotonic() - began) / 1e6
 
 

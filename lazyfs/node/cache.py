@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lazyfs.formats.chunks import UNIT_SIZE, ChunkTable
+from lazyfs.node.cache_files import is_in_memory
 from lazyfs.node.cache_layer import LayerFiles
 from lazyfs.node.cache_map import DOUBTFUL, DURABLE, MISSING, PRESENT
 from lazyfs.node.cache_proof import Prover
@@ -65,6 +66,23 @@ class LayerCache(LayerFiles):
         else:
             self._map.used[chunks.start : chunks.stop] = self._shared.now
         return data
+
+    def is_at_hand(self, offset: int, length: int) -> bool:
+        """Would `read` of what is here not wait for a disk?"""
+        with suppress(OSError), self._files.open(self._data) as descriptor:
+            return is_in_memory(descriptor, offset, length)
+        return True
+
+    def has(self, offset: int, length: int) -> bool:
+        """Is every unit of these bytes present and beyond doubt?"""
+        chunks = self.chunks.covering(offset, length)
+        first, last = self._unit(chunks[0], offset), self._unit(chunks[-1], offset + length - 1)
+        return not self._map.states[first : last + 1].translate(None, PRESENT)
+
+    def will_be_read(self, low: int, high: int) -> None:
+        """Have the kernel read [low, high) from the disk: whoever reads it will not wait then."""
+        with suppress(OSError), self._files.open(self._data) as descriptor:
+            os.posix_fadvise(descriptor, low, high - low, os.POSIX_FADV_WILLNEED)
 
     def missing_units(self, index: int) -> list[int]:
         """Which units of a chunk are not there beyond doubt, counted from the chunk's first."""

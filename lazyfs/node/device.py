@@ -9,12 +9,11 @@ This is all that a front end (FUSE) sees of the node.
 import errno
 import logging
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Protocol
 
 from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.crew import Lane
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.plan import Countdown
 from lazyfs.node.windows import Windows
@@ -37,14 +36,17 @@ class RandomAccess(Protocol):
         ...
 
     def peek(self, offset: int, length: int) -> bytes | None:
-        """The bytes at `offset` if all are on this machine and proved, else None; never waits on a network.
+        """The bytes at `offset` if all are on this machine and proved, else None; waits for no network and no disk.
 
         Shorter than `length` only at the end of the device.
         """
         ...
 
     def request(self, offset: int, length: int) -> "Future[bytes]":
-        """As `peek`, after fetching what is missing. The future raises LazyfsError; asking again tries anew."""
+        """As `peek`, after fetching what is missing, or reading it from a disk.
+
+        The future raises LazyfsError; asking again tries anew.
+        """
         ...
 
 
@@ -66,6 +68,8 @@ class LayerDevice:
         length = self._clip(offset, length)
         if not length:
             return b""
+        if not self._cache.is_at_hand(offset, length):
+            return None
         data = self._cache.read(offset, length)
         if data is not None:
             self._foresee(offset, offset + length)
@@ -74,6 +78,31 @@ class LayerDevice:
     def request(self, offset: int, length: int) -> "Future[bytes]":
         answer: Future[bytes] = Future()
         length = self._clip(offset, length)
+        if length and self._cache.has(offset, length):
+            self._read_disk(answer, offset, length)
+        else:
+            self._fetch(answer, offset, length)
+        if length:
+            self._foresee(offset, offset + length)
+        return answer
+
+    def _read_disk(self, answer: "Future[bytes]", offset: int, length: int) -> None:
+        def done(read: "Future[bytes | None]") -> None:
+            try:
+                data = read.result()
+                if data is not None:
+                    answer.set_result(data)
+                else:  # the disk does not give it back, or it was dropped meanwhile
+                    self._fetch(answer, offset, length)
+            except CancelledError:
+                answer.set_exception(NodeError("the node is closing"))
+            except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
+                log.exception("%d bytes at %d", length, offset)
+                answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
+
+        self._fetcher.from_disk(offset, length).add_done_callback(done)
+
+    def _fetch(self, answer: "Future[bytes]", offset: int, length: int) -> None:
         indexes = self._chunks.covering(offset, length) if length else range(0)
         pieces = {index: self._cached(index, offset, length) for index in indexes}
         flights = self._fetcher.flights(index for index in indexes if pieces[index] is None)
@@ -100,16 +129,13 @@ class LayerDevice:
             finish()
         for flight in tuple(flights):
             flight.future.add_done_callback(lambda _: finish() if waiting.last() else None)
-        if length:
-            self._foresee(offset, offset + length)
-        return answer
 
     def _foresee(self, offset: int, end: int) -> None:
         """Fetch what a sequential reader comes to next."""
         with self._watching:
             low, high = self._windows.observe(offset, end)
         if low < high:
-            self._fetcher.ahead(self._chunks.covering(low, high - low), Lane.PREFETCH)
+            self._fetcher.ahead_of_reader(low, high)
 
     def _clip(self, offset: int, length: int) -> int:
         return max(0, min(length, self.size - offset))

@@ -1,6 +1,7 @@
 """What all fetchers of a node share: threads, memory, time, and the record of what they did."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from lazyfs.node.budget import Budget
 from lazyfs.node.crew import Crew
@@ -9,6 +10,8 @@ from lazyfs.node.watch import Watch
 
 TIMEOUT = 60.0
 MEMORY = 64 << 20
+DISK_THREADS = 4
+"""For reads of what is here, but not in the page cache."""
 
 _HEDGE_AFTER = 0.3
 _HEDGE_TIMES = 4.0
@@ -33,6 +36,7 @@ class Engine:
         self.crew = crew or Crew()
         self.budget = Budget(memory)
         self.watch = Watch()
+        self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._lock = threading.Lock()
         self._usual = _HEDGE_AFTER / _HEDGE_TIMES
         self._asked = self._hedged = 0
@@ -58,4 +62,5 @@ class Engine:
 
     def close(self) -> None:
         self.watch.close()
+        self.disk.shutdown(cancel_futures=True)
         self.crew.close()

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, StoreError
@@ -34,6 +34,8 @@ _GRACE = 1.0
 _HURRY_SECONDS = 0.25
 """Who has just asked asks again soon."""
 _NO_ROOM_SECONDS = 10.0
+_DISK_SECONDS = 1.0
+"""After something had to be read from the disk, more of the kind is to be expected."""
 
 
 class Fetcher:
@@ -53,6 +55,7 @@ class Fetcher:
         self._flights: dict[int, Flight] = {}
         self._no_room_until = 0.0
         self._damage = Damage()
+        self._disk_is_read_until = 0.0
 
     def prefer(self, source: BlobSource) -> None:
         """Ask `source` first from now on; the others remain, for what it does not give."""
@@ -113,6 +116,23 @@ class Fetcher:
             runs = self._plan(started, lane)
         self._start(runs)
         return [flight.future for flight in started]
+
+    def ahead_of_reader(self, low: int, high: int) -> None:
+        """Somebody comes to [low, high) soon: fetch what is missing of it, and let a slow disk read the rest."""
+        self.ahead(self._chunks.covering(low, high - low), Lane.PREFETCH)
+        if time.monotonic() < self._disk_is_read_until:
+            with suppress(RuntimeError):  # the node is closing
+                self._engine.disk.submit(self._cache.will_be_read, low, high)
+
+    def from_disk(self, offset: int, length: int) -> "Future[bytes | None]":
+        """What the cache has of it, by a thread that may wait for the disk."""
+        self._disk_is_read_until = time.monotonic() + _DISK_SECONDS
+        try:
+            return self._engine.disk.submit(self._cache.read, offset, length)
+        except RuntimeError:  # the node is closing
+            failed: Future[bytes | None] = Future()
+            failed.set_exception(NodeError(f"{self._layer}: the node is closing"))
+            return failed
 
     def wait_kept(self, seconds: float) -> None:
         """Wait until the cache has been given what was handed out; so many seconds at most."""

@@ -202,6 +202,8 @@ class LaunchDevice:
 
     def request(self, offset: int, length: int, *, refusable: bool = True) -> "Future[bytes]":
         wanted = max(0, min(length, self.size - offset))
+        if wanted and self._cache.has(offset, wanted):
+            return self._device.request(offset, length)
         active = [each for each in self._launches if not each[0].finished.is_set()]
         for launch, layer in active if wanted else ():
             arrival = launch.arrival(layer, self._cache, offset, wanted)

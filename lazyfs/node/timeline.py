@@ -27,7 +27,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One read of a layer's device by the kernel; `waited` says whether bytes had to be fetched for it."""
+    """One read of a layer's device by the kernel; `waited` says whether it could not be answered at once."""
 
     layer: str
     offset: int
