@@ -4,8 +4,9 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -29,26 +30,53 @@ def root_option(command: Command) -> Command:
     )(command)
 
 
-def cache_options(command: Command) -> Command:
-    """For commands that start a daemon: what it shall do with its cache, until it ends."""
-    command = click.option(
-        "--cache-limit", metavar="SIZE", help="What the cache may take of the disk: 50G or 80%."
-    )(command)
-    return click.option("--paranoid", is_flag=True, help="Verify what is read from the cache, each time.")(
-        command
+@dataclass(frozen=True, slots=True)
+class NodeChoices:
+    """What `node_options` say."""
+
+    cache_limit: str | None
+    paranoid: bool
+    fetch_memory: str | None
+
+    def tell(self, client: "DaemonClient") -> None:
+        """Tell the daemon, if there is anything to tell."""
+        if self.cache_limit is not None or self.paranoid:
+            values = {"limit": self.cache_limit, "paranoid": self.paranoid or None}
+            client.ask("POST /v1/cache/settings", values)
+        if self.fetch_memory is not None:
+            client.ask("POST /v1/fetch/settings", {"memory": self.fetch_memory})
+
+
+def node_options(command: Command) -> Command:
+    """For commands that start a daemon: what it shall do until it ends. They become one argument, `choices`."""
+
+    @wraps(command)
+    def choosing(
+        *arguments: Any, cache_limit: str | None, paranoid: bool, fetch_memory: str | None, **words: Any
+    ) -> Any:
+        return command(*arguments, choices=NodeChoices(cache_limit, paranoid, fetch_memory), **words)
+
+    options = (
+        click.option(
+            "--fetch-memory",
+            metavar="SIZE",
+            help="What may be in memory of what is being fetched: 64M, the default.",
+        ),
+        click.option(
+            "--cache-limit", metavar="SIZE", help="What the cache may take of the disk: 50G or 80%."
+        ),
+        click.option("--paranoid", is_flag=True, help="Verify what is read from the cache, each time."),
     )
+    chosen = cast(Command, choosing)
+    for option in options:
+        chosen = option(chosen)
+    return chosen
 
 
 def fill_option(command: Command) -> Command:
     return click.option(
         "--no-fill", is_flag=True, help="Fetch only what is read, not the rest while the link is idle."
     )(command)
-
-
-def choose_cache(client: "DaemonClient", cache_limit: str | None, paranoid: bool) -> None:
-    """Tell the daemon what `cache_options` say, if anything."""
-    if cache_limit is not None or paranoid:
-        client.ask("POST /v1/cache/settings", {"limit": cache_limit, "paranoid": paranoid or None})
 
 
 def mount_mode_option(command: Command) -> Command:

@@ -16,7 +16,7 @@ BEGAN = time.monotonic()
 """Before anything was asked of the daemon."""
 _TRANSPORTS = ("docker://", "oci:", "s3://", "oci-archive:", "docker-archive:")
 # What is to be settled with the daemon first, and roots that are not where the words before `run` say.
-_NOT_WITH = ("--cache-limit", "--paranoid", "--mount-mode", "--entrypoint", "--help")
+_NOT_WITH = ("--cache-limit", "--paranoid", "--fetch-memory", "--mount-mode", "--entrypoint", "--help")
 
 
 def ask_early(words: list[str]) -> None:

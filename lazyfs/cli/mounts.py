@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from lazyfs.cli.common import (
-    cache_options,
-    choose_cache,
+    NodeChoices,
     fill_option,
     mount_mode_option,
+    node_options,
     node_paths,
     reference_argument,
     root_option,
@@ -24,7 +24,7 @@ directory_argument = click.argument("directory", metavar="DIR", type=click.Path(
     "--rw", is_flag=True, help="An overlay that can be written; what is written goes with `umount`."
 )
 @fill_option
-@cache_options
+@node_options
 @mount_mode_option
 @root_option
 @click.pass_context
@@ -34,8 +34,7 @@ def mount(
     directory: Path,
     rw: bool,
     no_fill: bool,
-    cache_limit: str | None,
-    paranoid: bool,
+    choices: NodeChoices,
     mount_mode: str | None,
     root: Path | None,
 ) -> None:
@@ -58,7 +57,7 @@ def mount(
     check_target(target)
     remove_leftovers(paths)
     with daemon_in_use(paths) as client:
-        choose_cache(client, cache_limit, paranoid)
+        choices.tell(client)
         image = client.open_image(reference, fill=not no_fill, mode=mount_mode or "")
         if rw:
             mount_writable(paths, image, target, paths.mounts / f"rw-{os.urandom(6).hex()}")

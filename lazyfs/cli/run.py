@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from lazyfs.cli.common import (
-    cache_options,
-    choose_cache,
+    NodeChoices,
     fill_option,
     mount_mode_option,
+    node_options,
     node_paths,
     reference_argument,
     root_option,
@@ -62,7 +62,7 @@ OWN_FAILURE = 125
 )
 @click.option("--rm", is_flag=True, help="For those used to it: nothing is ever left behind.")
 @fill_option
-@cache_options
+@node_options
 @mount_mode_option
 @root_option
 @click.pass_context
@@ -77,8 +77,7 @@ def run(
     volume: tuple[str, ...],
     rm: bool,
     no_fill: bool,
-    cache_limit: str | None,
-    paranoid: bool,
+    choices: NodeChoices,
     mount_mode: str | None,
     root: Path | None,
     **words: Any,
@@ -108,7 +107,7 @@ def run(
             options,
             timeline,
             not no_fill,
-            (cache_limit, paranoid),
+            choices,
             mount_mode,
         )
     except LazyfsError as error:
@@ -145,14 +144,14 @@ def _run(
     options: "RunOptions",
     timeline: Path | None,
     fill: bool,
-    cache: tuple[str | None, bool],
+    choices: NodeChoices,
     mount_mode: str | None,
 ) -> int:
     from lazyfs.daemon.client import daemon_in_use
 
     with interruptible() as interrupts, ExitStack() as undo:
         with daemon_in_use(paths) as client:
-            choose_cache(client, *cache)
+            choices.tell(client)
             image = client.open_image(
                 reference,
                 meanwhile=partial(_make_room, paths),

@@ -34,7 +34,7 @@ from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
 from lazyfs.node.engine import Engine
 from lazyfs.node.entry import Entry, EntryLayer, EntryPoints
-from lazyfs.node.fetch_settings import FetchSettings
+from lazyfs.node.fetch_settings import FetchSettings, parse_memory
 from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler, GoOn
 from lazyfs.node.launch import Launch, LaunchLayer, PutPages
@@ -340,6 +340,11 @@ class Node:
         self.launches.enabled = False
         self.timeline.keep_reads()
         return {}
+
+    def choose_memory(self, size: str) -> dict[str, Any]:
+        """What may be in memory of what is being fetched, until the daemon ends. Returns `memory`, in bytes."""
+        self._engine.budget.set_limit(parse_memory("of the node", size))
+        return {"memory": self._engine.budget.limit}
 
     def settled(self) -> list[str]:
         """The image mounts (names below `m`) that were launched a while ago, and should read ahead as ever."""

@@ -149,6 +149,7 @@ class _Service:
                 _argument(body, "seconds", float | int),
             ),
             "POST /v1/record": lambda _: node.record(),
+            "POST /v1/fetch/settings": lambda body: node.choose_memory(_argument(body, "memory", str)),
             "POST /v1/keeper": lambda _: self._hand_back(),
             **cache_calls(node.cache, node.care, node.stores.settings, node.verify),
         }

@@ -181,3 +181,12 @@ def test_a_node_that_never_fills(make: MakeNode, made: Path, tmp_path: Path) -> 
     each = make()
     each.open(made)
     assert each.node.status()["layers_to_fill"] == 0
+
+
+def test_the_memory_for_fetching_can_be_chosen(make: MakeNode, made: Path) -> None:
+    each = make()
+    assert each.node.choose_memory("32M") == {"memory": 32 << 20}
+    for wrong in ("1K", "much", ""):
+        with pytest.raises(UsageError, match="too little, or no size"):
+            each.node.choose_memory(wrong)
+    assert each.devices(each.open(made))

@@ -257,6 +257,23 @@ def test_a_budget_holds_back_and_never_for_ever() -> None:
     thread.join()
 
 
+def test_a_budget_that_grows_lets_in_who_waits() -> None:
+    budget = Budget(100)
+    inside: Future[None] = Future()
+
+    def other() -> None:
+        with budget.take(60):
+            inside.set_result(None)
+
+    with budget.take(60):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not inside.done()
+        budget.set_limit(120)
+        inside.result(PATIENCE)
+    thread.join()
+
+
 def test_a_watch_looks_when_it_is_time_and_goes_on_after_a_defect() -> None:
     watch = Watch()
     looks: list[int] = []
