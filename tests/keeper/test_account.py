@@ -17,7 +17,7 @@ from lazyfs.daemon.client import DaemonClient, daemon_in_use
 from lazyfs.errors import UsageError
 from lazyfs.keeper import account
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
-from lazyfs.mount.images import mount_view, unmount_image
+from lazyfs.mount.images import find_image_mounts, mount_view, unmount_image
 from tests.daemon.processes import PATIENCE, REPOSITORY, end
 from tests.waiting import wait_until
 
@@ -190,3 +190,22 @@ def test_a_group_may_use_the_control_socket(paths: NodePaths, monkeypatch: pytes
     status = paths.socket.stat()
     assert (status.st_mode & 0o777, status.st_gid) == (0o660, grp.getgrnam(name).gr_gid)
     assert paths.keeper_socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_it_has_whole_is_mounted_from_its_cache(as_nobody: Mounted, tmp_path: Path) -> None:
+    """And stays there while it is: who may nothing else may ask for a lease on a file of its own."""
+    paths, client, target = as_nobody.paths, DaemonClient(as_nobody.paths), as_nobody.target
+    reference = as_nobody.image["reference"]
+    client.ask("POST /v1/cache/warm", {"reference": reference, "directory": "/", "after": 0, "seconds": 30})
+    unmount_image(paths, target)
+    with daemon_in_use(paths):
+        mount_view(paths, client.open_image(str(reference)), target)
+    (mount,) = find_image_mounts(paths, str(as_nobody.image["key"]))
+    assert mount.name.endswith("-direct")
+    end([as_nobody.pid()])
+    assert as_nobody.pid()
+    assert client.ask("POST /v1/cache/prune", {"size": 0})["chunks"] == 0
+    assert as_nobody.read() == CONTENT
+    unmount_image(paths, target)
+    assert client.ask("POST /v1/cache/prune", {"size": 0})["chunks"] > 0
+    mount_view(paths, client.open_image(str(reference)), target)
