@@ -102,6 +102,29 @@ def test_one_request_after_the_manifest(
     assert sum(read["waited"] for read in reads(node)) <= launch["waited"]
 
 
+def test_what_is_here_whole_needs_no_pack_and_no_device(
+    profile: Path,
+    small: str,
+    tmp_path: Path,
+    make_node: Callable[..., Node],
+    registry: tuple[FaultServer, ModernRegistry],
+) -> None:
+    server, memory = registry
+    packed = f"oci:{tmp_path}/packed:small"
+    succeed(lazyfs("convert", "--profile", profile, small, packed))
+    target, node = serve(memory, server.host, packed), make_node()
+    assert succeed(node.run(target)).stdout == SAID
+    succeed(node("cache", "warm", target))
+    before = len(reads(node))
+    server.seen.clear()
+    assert succeed(node.run(target)).stdout == SAID
+    assert requests(server) == ["GET manifests"]
+    assert len(reads(node)) == before
+    (launch,) = launches(node)
+    assert (launch["state"], launch["received"], launch["missed"]) == ("done", 0, 0)
+    assert launch["present_units"] == launch["units"] > 0
+
+
 @pytest.mark.parametrize("mode", RUNGS)
 def test_a_pack_comes_in_each_mount_mode(
     profile: Path, small: str, tmp_path: Path, make_node: Callable[..., Node], mode: str
