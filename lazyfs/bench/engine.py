@@ -334,7 +334,10 @@ def find(program: str) -> str:
     """Its path; NodeError says what brings it."""
     found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if found is None:
-        packages = {"ctr-remote": "stargz-snapshotter, or containerd 2, which needs none"}
+        packages = {
+            "ctr-remote": "stargz-snapshotter, or containerd 2, which needs none",
+            "ctr": "containerd",
+        }
         raise NodeError(f"{program} is not on the PATH", hint=f"install {packages.get(program, program)}")
     return found
 

@@ -1,12 +1,15 @@
 """A measurement, from the names of images to its results: images are gathered here, and started in an enclosure."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.bench.enclosure import run_enclosed, scratch
+from lazyfs.bench.engine import engine_version, find
 from lazyfs.bench.plan import Plan, Subject
+from lazyfs.bench.registry import find_nginx
 from lazyfs.bench.results import Results, read_results
 from lazyfs.bench.subjects import DEFAULTS, gather
 from lazyfs.bench.ways import Way
@@ -42,6 +45,7 @@ def measure(
 
     NodeError where nothing could be measured; what failed of several images is in the results.
     """
+    _check_machine(ways)
     with scratch(parent) as directory:
         subjects = []
         for number, each in enumerate(wanted):
@@ -62,6 +66,19 @@ def measure(
             hint="; ".join(results.failures) if results else "see above",
         )
     return results
+
+
+def _check_machine(ways: Sequence[Way]) -> None:
+    """NodeError, before anything is done, where something that is needed is not here."""
+    if os.geteuid() != 0:
+        raise NodeError("measuring starts needs root", hint="it empties caches, mounts, and runs containers")
+    find_nginx()
+    version = engine_version()
+    pullers = (
+        ["ctr-remote"] if version[0] == 1 and any(way.snapshotter != "overlayfs" for way in ways) else []
+    )
+    for program in ("ctr", "runc", "containerd-shim-runc-v2", "unshare", "setpriv", *pullers):
+        find(program)
 
 
 def _short(reference: str) -> str:

@@ -25,7 +25,7 @@ from lazyfs.bench.usage import Use
 from lazyfs.bench.ways import Way
 from lazyfs.daemon.client import DaemonClient
 from lazyfs.errors import NodeError
-from lazyfs.run.ready import Started, parse_probe
+from lazyfs.run.ready import Started, is_ready, parse_probe
 
 PHASES = ("resolve", "prepare", "create", "start", "ready")
 _NAME = "c"
@@ -104,6 +104,10 @@ def measure(
     directory: Path, served: Served, spec: LinkSpec, way: Way, place: tuple[int, int]
 ) -> tuple[Start, Trace]:
     """One start by a way, on an engine that has nothing; `place` are its round, and its order in that."""
+    if is_ready(parse_probe(served.ready)):
+        raise NodeError(
+            f"{served.ready} is ready before the start", hint="something else on this machine answers"
+        )
     with ExitStack() as stack:
         link = stack.enter_context(Link(spec, served.registry))
         ours = set(usage.look().processes)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, Self
 
@@ -28,7 +29,7 @@ from lazyfs.errors import NodeError, UsageError
 _HTTP = re.compile(r"([0-9]{1,5})(/.*)?")
 _HINT = "log:TEXT, http:PORT/PATH, exec:COMMAND, seconds:N or exit"
 _PAUSE = 0.02
-_EXEC_PAUSE = 0.2
+_EXEC_PAUSE = 0.05
 _PROBE_SECONDS = 5.0
 _MAX_LINE = 1 << 16
 _END_SECONDS = 10.0
@@ -58,6 +59,17 @@ def parse_probe(text: str) -> Probe:
         case "http" if (match := _HTTP.fullmatch(value)) and 0 < int(match[1]) < 1 << 16:
             return Probe(kind, f"{match[1]}{match[2] or '/'}")
     raise UsageError(f"{text[:100]!r} says not when a container is ready", hint=_HINT)
+
+
+def is_ready(probe: Probe) -> bool:
+    """Whether something is ready now, by a probe that asks: before a start, something else than was meant."""
+    match probe.kind:
+        case "http":
+            return _answers(probe.value)
+        case "exec":
+            return _succeeds(probe.value)
+        case _:
+            return False
 
 
 class Started:
@@ -96,9 +108,9 @@ class Started:
             case "log":
                 return self._until(self._has_said, deadline, 0.0)
             case "http":
-                return self._until(self._answers, deadline, _PAUSE)
+                return self._until(partial(_answers, self.probe.value), deadline, _PAUSE)
             case "exec":
-                return self._until(self._succeeds, deadline, _EXEC_PAUSE)
+                return self._until(partial(_succeeds, self.probe.value), deadline, _EXEC_PAUSE)
             case "seconds":
                 self._until(
                     lambda: time.monotonic() >= self.began + float(self.probe.value), deadline, _PAUSE
@@ -154,30 +166,6 @@ class Started:
     def _has_said(self) -> bool:
         return self._seen.wait(_PAUSE)
 
-    def _answers(self) -> bool:
-        port, _, path = self.probe.value.partition("/")
-        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=_PROBE_SECONDS)
-        try:
-            connection.request("GET", f"/{path}")
-            return connection.getresponse().status < http.client.BAD_REQUEST
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    def _succeeds(self) -> bool:
-        try:
-            done = subprocess.run(
-                ["sh", "-c", self.probe.value],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_PROBE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
-
     def _ended_well(self, deadline: float) -> float:
         try:
             code = self.process.wait(max(0.0, deadline - time.monotonic()))
@@ -202,3 +190,29 @@ def _children(pid: int) -> list[int]:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # it has ended
         return []
+
+
+def _answers(place: str) -> bool:
+    port, _, path = place.partition("/")
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=_PROBE_SECONDS)
+    try:
+        connection.request("GET", f"/{path}")
+        return connection.getresponse().status < http.client.BAD_REQUEST
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _succeeds(command: str) -> bool:
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

@@ -93,6 +93,28 @@ def test_a_container_that_never_gets_ready(image: str, scratch: Path) -> None:
     assert not list(scratch.iterdir())
 
 
+def test_what_is_ready_before_it_is_started(image: str, scratch: Path) -> None:
+    done = bench(image, "--ready", "exec:true", "--link", "loopback", "--scratch", scratch)
+    assert done.returncode == 7
+    assert "exec:true is ready before the start" in done.stderr
+
+
+def test_a_machine_that_lacks_something(image: str, scratch: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("setpriv", "unshare"):
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    done = subprocess.run(
+        [*COMMAND, image, "--scratch", scratch],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": str(tools)},
+    )
+    assert done.returncode == 7
+    assert done.stderr.startswith("lazyfs: containerd is not on the PATH\n  hint: install containerd")
+
+
 def test_what_cannot_be_meant() -> None:
     for words in (["--link", "fast"], ["--ready", "soon"], ["--against", "zfs"]):
         done = bench("oci:/nowhere:app", *words)

@@ -1,12 +1,14 @@
 """A command that runs a container, ended: also where the container does not heed signals."""
 
 import io
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from lazyfs.run import ready
-from lazyfs.run.ready import Probe, Started
+from lazyfs.run.ready import Probe, Started, is_ready
 
 
 def test_a_command_ends_as_by_a_terminal() -> None:
@@ -30,3 +32,22 @@ def test_a_container_that_heeds_no_signal_is_killed_and_its_command_cleans_up(
         started.wait_ready(60)
     assert started.process.returncode == 0
     assert (tmp_path / "clean").exists()
+
+
+def test_what_is_ready_before_a_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = threading.Thread(target=answer, args=(listener,))
+        server.start()
+        assert is_ready(Probe("http", f"{port}/"))
+        server.join()
+    assert not is_ready(Probe("http", f"{port}/"))
+    assert is_ready(Probe("exec", "true"))
+    assert not is_ready(Probe("exec", "false"))
+    assert not is_ready(Probe("log", "word"))
+
+
+def answer(listener: socket.socket) -> None:
+    with listener.accept()[0] as client:
+        client.recv(1000)
+        client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
