@@ -28,8 +28,6 @@ from lazyfs.stores import open_store, parse_reference
 
 IMAGES = tuple(recipe.name.removesuffix("-upgraded") for recipe in UPGRADED)
 OLD, NEW = "old", "new"
-PULL_BAR = 0.5
-"""Of the bytes of an ordinary pull, at most, when all of the new image is read."""
 _NAME = "upgrade"
 _SECONDS = 300.0
 
@@ -111,7 +109,6 @@ def rows(found: Sequence[Upgrade]) -> list[Row]:
                 f"upgrade of {each.image}: read in full, of a pull's bytes",
                 each.chunks / each.pull,
                 "",
-                PULL_BAR,
             )
         )
         share = each.start_after_old / max(each.start_on_empty, 1)
