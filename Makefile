@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench bench-quick kill fuzz lock clean
+.PHONY: help setup setup-demo setup-test demo test test-browser lint types imports bench bench-quick kill fuzz clients lock clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ kill: setup-test ## kill the daemon 1,000 times under readers that check every b
 
 fuzz: setup-test ## feed each parser a million inputs that are nearly right (hours; ARGS="--inputs 10000 --only tar")
 	@nice -n 19 $(PYTHON_BIN) -m tests.fuzz $(ARGS)
+
+clients: ## build nerdctl and BuildKit, with which the tests of the snapshotter start images then (needs Go)
+	@scripts/clients.sh
 
 lock: setup-test ## pin every dependency again, newest first
 	@scripts/lock.sh

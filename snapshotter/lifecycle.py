@@ -18,7 +18,7 @@ from lazyfs.errors import BusyError, NodeError, NotFoundError, UsageError
 from snapshotter.directories import Directories
 from snapshotter.filters import parse_filters
 from snapshotter.idmap import id_mapping
-from snapshotter.labels import REMOTE, WantedLayer, wanted_layer
+from snapshotter.labels import REMOTE, WantedLayer, chain_id_of, wanted_layer
 from snapshotter.limits import Limiter, wanted_limit
 from snapshotter.mounts import Mount, lower_snapshots, mounts_of
 from snapshotter.records import Kind, Lazy, Records, Snapshot, Table, TakenError, Usage
@@ -82,7 +82,7 @@ class Snapshots:
         _check_labels(labels)
         wanted = wanted_layer(labels)
         if wanted is not None and self._provide(wanted, parent, labels):
-            raise TakenError(f"snapshot {wanted.chain_id} is there: its content comes when it is read")
+            raise TakenError(f"snapshot {wanted.name} is there: its content comes when it is read")
         return self._create(Kind.ACTIVE, key, parent, labels)
 
     def view(self, key: str, parent: str, labels: Labels) -> list[Mount]:
@@ -156,17 +156,17 @@ class Snapshots:
     def _provide(self, wanted: WantedLayer, parent: str, labels: Labels) -> bool:
         """Have the layer as a committed snapshot without downloading it, if that can be."""
         lazy = self._images.find(wanted)
-        if lazy is None or not _is_chain(parent, lazy.parent_chain_id):
+        if lazy is None or chain_id_of(parent) != lazy.parent_chain_id:
             return False
         self._reached("found")
         labels = {**labels, REMOTE: _REMOTE_VALUE}
         with suppress(TakenError), self._records.writing() as table:
-            self._insert(table, Kind.COMMITTED, wanted.chain_id, parent, labels, lazy)
+            self._insert(table, Kind.COMMITTED, wanted.name, parent, labels, lazy)
             self._reached("provided")
             return True
         # Of two images that claim the same chain ID for other TOCs one is wrong, or they were converted differently.
         with suppress(NotFoundError):
-            there = self.stat(wanted.chain_id).lazy
+            there = self.stat(wanted.name).lazy
             return there is not None and there.tocs == lazy.tocs
         return False
 
@@ -236,11 +236,6 @@ class Snapshots:
             return disk_usage(self._directories.fs(snapshot.id))
         except OSError as error:
             raise NodeError(f"{error.filename}: {error.strerror}") from error
-
-
-def _is_chain(name: str, chain_id: str) -> bool:
-    """Is it the name of the snapshot of these layers? containerd puts a namespace and a number before it."""
-    return name.rpartition("/")[2] == chain_id
 
 
 def _check_name(name: str) -> None:
