@@ -67,7 +67,7 @@ def _difference(layer_toc: toc.Toc, blob: str, pieces: Iterable[bytes]) -> str |
                 raise UnsupportedError(f"layer {blob} has sparse files: its DiffID cannot be proved here")
             builder.add(member, member.data_offset, None)
         tree = builder.finish(stream.position + -stream.position % BLOCK)
-        if toc.tree_bytes(tree) != toc.tree_bytes(layer_toc.tree):
+        if not toc.same_tree(tree, layer_toc.tree):
             reason = "it has other files than its TOC"
     except (BadInputError, LimitError) as error:
         reason = error.message

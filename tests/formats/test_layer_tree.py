@@ -10,7 +10,7 @@ from lazyfs.formats import layer_tree as layer_tree_module
 from lazyfs.formats.layer_columns import APPENDIX
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Tree, tree_bytes
+from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Tree, same_tree
 from lazyfs.formats.toc_check import MAX_DEPTH
 from tests.layers import inode_paths, layer_tree, stream_tree
 from tests.trees import CHAR, DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, layer_tar
@@ -137,9 +137,7 @@ def test_prefixes_say_nothing(prefix: bytes) -> None:
 
 def test_equal_trees_are_equal_bytes_whatever_the_order_of_members() -> None:
     entries = [directory(b"b"), directory(b"a"), Entry(b"a/s", SYMLINK, target=b"t"), Entry(b"p", CHAR)]
-    assert tree_bytes(layer_tree(entries)) == tree_bytes(
-        layer_tree(entries[::-1][2:] + entries[1::-1] + entries[2:])
-    )
+    assert same_tree(layer_tree(entries), layer_tree(entries[::-1][2:] + entries[1::-1] + entries[2:]))
 
 
 def test_a_whiteout_takes_from_a_directory_what_lower_layers_say_of_it() -> None:

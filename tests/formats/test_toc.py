@@ -54,7 +54,7 @@ def document_of(of: Toc) -> dict[str, Any]:
 
 
 def assert_equal(one: Toc, other: Toc) -> None:
-    assert toc.tree_bytes(one.tree) == toc.tree_bytes(other.tree)
+    assert toc.same_tree(one.tree, other.tree)
     assert (one.diff_id, one.stream_size, one.codec) == (other.diff_id, other.stream_size, other.codec)
     for name in ("start", "blob_offset", "blob_length"):
         assert getattr(one.chunks, name).tolist() == getattr(other.chunks, name).tolist()
