@@ -16,9 +16,10 @@ from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon.bootstraps import Bootstraps, image_key
 from lazyfs.daemon.cache_calls import mounted_keys
 from lazyfs.daemon.documents import Documents
-from lazyfs.daemon.image_finder import Found, ImageFinder, signature_policy
+from lazyfs.daemon.image_finder import ImageFinder, signature_policy
 from lazyfs.daemon.layers import Layer, Layers
 from lazyfs.daemon.open_stores import OpenStores
+from lazyfs.daemon.starts import Starts
 from lazyfs.daemon.state import State
 from lazyfs.daemon.verdicts import Verdicts
 from lazyfs.daemon.views import Views
@@ -26,18 +27,15 @@ from lazyfs.errors import IntegrityError, NotFoundError, UsageError
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
-from lazyfs.mount.images import find_image_mounts
-from lazyfs.mount.read_ahead import without_any
 from lazyfs.node.cache_care import open_care
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.node.cache_store import open_cache
 from lazyfs.node.crew import Lane
 from lazyfs.node.engine import Engine
-from lazyfs.node.entry import Entry, EntryLayer, EntryPoints
 from lazyfs.node.fetch_settings import FetchSettings, parse_memory
 from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler, GoOn
-from lazyfs.node.launch import Launch, LaunchLayer, PutPages
+from lazyfs.node.launch import PutPages
 from lazyfs.node.launches import Launches
 from lazyfs.node.proof import FalseLayerError, prove_layer
 from lazyfs.node.seen import SeenImage, SeenLayer
@@ -51,8 +49,6 @@ from lazyfs.stores.node_stores import NodeStores
 
 log = logging.getLogger(__name__)
 
-SETTLE_SECONDS = 20.0
-"""After a launch pack has come, until the kernel reads ahead again: starts take longer than packs."""
 KEEP_SECONDS = 10.0
 RUN_CONFIG = ("entrypoint", "cmd", "env", "working_dir", "user")
 
@@ -71,11 +67,8 @@ class Node:
         """`put_pages` gives bytes of devices to the kernel before it asks for them. `connection` names the mount
         of the devices: what an earlier daemon showed there is shown again."""
         self._paths = paths
-        self._table = table
-        self._put_pages = put_pages
         self._noting = threading.Lock()
         self._images: dict[str, dict[str, Any]] = {}
-        self._launched: dict[str, Launch] = {}
         self._started = time.time()
         boot = boot_id()
         self.timeline = Timeline()
@@ -86,7 +79,6 @@ class Node:
         self.launches = Launches(paths.packs, self.timeline)
         paths.packs.mkdir(parents=True, exist_ok=True)
         remove_torn(paths.packs)
-        self._entries = EntryPoints()
         self._bootstraps = Bootstraps(paths.bootstraps, boot)
         self.cache = open_cache(paths, settings, boot, self.timeline.cache_failed)
         self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
@@ -108,6 +100,7 @@ class Node:
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
         self._inherited = self._layers.restore() if connection else frozenset[int]()
         self._views = Views(self._bootstraps.directory, table)
+        self.starts = Starts(paths, table, self._views, self.launches, put_pages)
         if connection:
             self._views.restore({layer.toc_digest: layer for layer in self._layers.all()})
             for name, answer in self._state.images().items():
@@ -147,14 +140,10 @@ class Node:
             key = self._bootstraps.make(layers) if mode == ladder.FILE else image_key(layers)
             view = self._views.show(mode, key, layers)
             whole = [layer.toc_digest if direct and self.cache.hold(layer.cache) else "" for layer in layers]
-            self._launch(found, layers, key, mode, whole)
+            self.starts.bind(found, layers, key, mode, whole)
         answer = self._describe(found.reference, image, layers, key)
         answer |= {"mode": mode, "view": str(self._paths.fuse / view) if view else ""}
-        launch = self.launches.of(image.descriptor.digest)
-        if launch is not None:
-            with self._noting:
-                self._launched[key] = launch
-        answer["launch"] = launch is not None
+        answer["launch"] = self.starts.is_launched(image.descriptor.digest, key)
         self.care.note(
             SeenImage(
                 answer["reference"],
@@ -167,8 +156,8 @@ class Node:
         name = f"{found.reference} {key}"
         if self._images.get(name) != answer:
             self._state.put_image(name, str(found.reference), answer)
-        if command is not None and launch is None:
-            self._fetch_entry(image, key, layers, command)
+        if command is not None and not answer["launch"]:
+            self.starts.fetch_entry(image, key, layers, command)
         with self._noting:
             self._images[name] = answer
         if fill and self._filler is not None:
@@ -204,7 +193,7 @@ class Node:
             for opened in opening:
                 layers.append(opened)
                 yield {"toc": opened.toc_digest}
-            self._launch(found, layers, "", ladder.FILE, [""] * len(layers))
+            self.starts.bind(found, layers, "", ladder.FILE, [""] * len(layers))
         if layers:
             self._engine.crew.submit(Lane.PREFETCH, partial(self._bootstraps.make, layers))
 
@@ -284,44 +273,6 @@ class Node:
             self._layers.let_go(layer)
         return {"layers": len(gone)}
 
-    def _fetch_entry(self, image: Image, key: str, layers: list[Layer], command: str) -> None:
-        words = [command] if command else [*image.config.entrypoint, *image.config.cmd]
-        if words and self.launches.enabled:
-            entry = Entry(words[0], image.config.env, image.config.working_dir or "/")
-            parts = [
-                EntryLayer(each.toc.tree, each.fetcher, each.device.beneath, each.cache.chunks)
-                for each in layers
-            ]
-            self._entries.start(key, parts, entry)
-
-    def _launch(self, found: Found, layers: list[Layer], key: str, mode: str, direct: Sequence[str]) -> None:
-        """Let what the image's pack brings go to its layers; not while the image is mounted and in use."""
-        launch = found.launch
-        if launch is None:
-            return
-        if len(layers) != len(found.image.layers) or (key and find_image_mounts(self._paths, key)):
-            reason = "the image is in use, or not all of it is wanted"
-            self.launches.abandon(found.image.descriptor.digest, launch, reason)
-            return
-        for number, layer in enumerate(layers):
-            layer.device.expect(launch, number)
-        bound = []
-        for number, (layer, name) in enumerate(zip(layers, direct, strict=True)):
-            bound.append(
-                LaunchLayer(layer.inode, layer.cache, lambda _: True, _page_is_read)
-                if name
-                else self._launch_layer(layer, number, key, mode)
-            )
-        launch.bind(bound)
-
-    def _launch_layer(self, layer: Layer, number: int, key: str, mode: str) -> LaunchLayer:
-        """Pages go where the kernel reads them: into the device, or the file that joins all of them."""
-        inode, put = layer.inode, self._put_pages
-        if mode == ladder.LOOP:
-            inode, put = self._views.pages_of(key, number, put)
-        opened = partial(self._table.wait_opened, inode)
-        return LaunchLayer(inode, layer.cache, opened, put if mode != ladder.TREE else None)
-
     def observe_read(self, inode: int, offset: int, size: int, waited: bool) -> None:
         """Told of each read by the FUSE loop."""
         layer = self._layers.numbered(inode)
@@ -346,21 +297,6 @@ class Node:
         self._engine.budget.set_limit(parse_memory("of the node", size))
         return {"memory": self._engine.budget.limit}
 
-    def settled(self) -> list[str]:
-        """The image mounts (names below `m`) that were launched a while ago, and should read ahead as ever."""
-        now = time.monotonic()
-        with self._noting:
-            for key, launch in list(self._launched.items()):
-                if launch.finished.is_set() and now > launch.progress.ended + SETTLE_SECONDS:
-                    del self._launched[key]
-            launching = set(self._launched)
-        names = without_any(self._paths.images)
-        return [name for name in names if name.rpartition("-")[0] not in launching]
-
-    def is_launching(self) -> bool:
-        """Is there something that will be `settled`?"""
-        return bool(self._launched)
-
     def flush(self, quiet: bool = False) -> bool:
         """Make durable what was cached since the last time, and keep the cache within its limit.
 
@@ -371,7 +307,7 @@ class Node:
         return left
 
     def close(self) -> None:
-        self._entries.close()
+        self.starts.close()
         self.launches.close()
         if self._filler is not None:
             self._filler.close()
@@ -420,8 +356,3 @@ class Node:
             "blob_bytes": sum(layer.size for layer, _ in image.layers),
             "config": {name: getattr(image.config, name) for name in RUN_CONFIG},
         }
-
-
-def _page_is_read(inode: int, offset: int, data: bytes) -> bool:
-    """Takes pages of a layer whose file in the cache is mounted: now that they were read the kernel has them."""
-    return True

@@ -200,13 +200,13 @@ class _Service:
 
     def _keep_house(self, quiet: bool) -> bool:
         more = self._node.flush(quiet)
-        names, keeper = self._node.settled(), self._keeper
+        names, keeper = self._node.starts.settled(), self._keeper
         if names and keeper is not None:
             with suppress(OSError):  # its end is found where it is listened to
                 link.send(keeper, {"say": "settled", "mounts": names[:MAX_SETTLED]})
         if quiet:
             process.give_back()
-        return more or self._node.is_launching()
+        return more or self._node.starts.are_under_way()
 
     async def _stop_on_signal(
         self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
