@@ -91,7 +91,7 @@ def test_one_request_after_the_manifest(
     target = serve(memory, server.host, packed)
     node = make_node()
     server.seen.clear()
-    assert succeed(node.run(target)).stdout == SAID
+    assert succeed(node.run("--no-fill", target)).stdout == SAID
     assert requests(server) == ["GET manifests", "GET blobs"]
     assert server.seen[-1].path.endswith(location.digest)
     (launch,) = launches(node)
@@ -163,7 +163,7 @@ def test_two_requests_with_a_list_of_referrers(
     assert said["gone"] == []
     node = make_node()
     server.seen.clear()
-    assert succeed(node.run(target)).stdout == SAID
+    assert succeed(node.run("--no-fill", target)).stdout == SAID
     launch = launches(node)[0]
     assert launch["pack"] == said["pack"]
     # On a machine that is slow at the moment, readers overtake the stream, and ask for themselves.
@@ -172,7 +172,7 @@ def test_two_requests_with_a_list_of_referrers(
     assert asked == ["GET manifests", "GET referrers", "GET blobs", *overtaken[: len(asked) - 3]]
     # Again, with a cold kernel: nothing of it is asked for again.
     server.seen.clear()
-    assert succeed(node.run(target)).stdout == SAID
+    assert succeed(node.run("--no-fill", target)).stdout == SAID
     assert requests(server) == ["GET manifests"]
 
 
