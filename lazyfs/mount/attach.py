@@ -67,8 +67,7 @@ async def serve(
     try:
         os.dup2(fd, own, inheritable=False)
         if not ask_again(own):
-            put_own_queue(fd, own)
-            log.info("this kernel repeats no requests: what a server had taken fails when it is killed")
+            _take_own_queue(fd, own)
         # A request that is taken back between poll and read would block the loop, and with it every reader.
         os.set_blocking(own, False)
         async with trio.open_nursery() as nursery:
@@ -76,6 +75,16 @@ async def serve(
             task_status.started()
     finally:
         pyfuse3.close(unmount=False)
+
+
+def _take_own_queue(fd: int, own: int) -> None:
+    try:
+        put_own_queue(fd, own)
+        log.info("this kernel repeats no requests: what a server had taken fails when it is killed")
+    except OSError as error:
+        log.warning(
+            "this kernel repeats no requests, and readers of a killed server will wait for ever: %s", error
+        )
 
 
 async def _begin(files: DeviceFiles, own: int) -> None:
