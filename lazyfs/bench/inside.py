@@ -20,6 +20,8 @@ from lazyfs.bench.ways import PACKED
 from lazyfs.errors import LazyfsError
 
 _PROOFS = 5
+_MOST_FAILED = 3
+"""Starts of an image, then it is left: one that fails is told, and the others of its round still count."""
 MOST_OFF = 0.03
 """Of its rate, and of its round trip, that a link may be off."""
 
@@ -32,8 +34,7 @@ def run(plan: Plan) -> Results:
         try:
             _measure_image(plan, subject, links, results)
         except LazyfsError as error:
-            results.failures.append(f"{subject.name}: {error.message}")
-            _tell(f"{subject.name}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            _note_failure(results, subject.name, error)
         results.write(plan.output)
     return results
 
@@ -45,6 +46,7 @@ def _measure_image(plan: Plan, subject: Subject, links: list[LinkSpec], results:
         subjects.add_pack(subject, plan.scratch)
     results.images[subject.name] = subjects.describe(subject.layout, tags)
     traces: dict[tuple[str, str, int], Trace] = {}
+    failed = 0
     order = random.Random(f"{plan.seed} {subject.name}")
     with serve_layout(subject.layout, REPOSITORY) as registry:
         served = Served(
@@ -61,15 +63,25 @@ def _measure_image(plan: Plan, subject: Subject, links: list[LinkSpec], results:
             turns = [(spec, way) for spec in links for way in plan.ways]
             order.shuffle(turns)
             for place, (spec, way) in enumerate(turns):
-                start, trace = measure(plan.scratch, served, spec, way, (number, place))
+                what = f"{subject.name}, {spec.name}, {way.name}, {number + 1} of {plan.runs}"
+                try:
+                    start, trace = measure(plan.scratch, served, spec, way, (number, place))
+                except LazyfsError as error:
+                    failed += 1
+                    if failed >= _MOST_FAILED:
+                        raise
+                    _note_failure(results, what, error)
+                    continue
                 results.starts.append(start)
                 traces[spec.name, way.name, number] = trace
-                _tell(
-                    f"{subject.name}, {spec.name}, {way.name}, {number + 1} of {plan.runs}: "
-                    f"{start.seconds:.2f} s, {start.down / 1e6:.1f} MB"
-                )
+                _tell(f"{what}: {start.seconds:.2f} s, {start.down / 1e6:.1f} MB")
             _keep_traces(results, subject.name, traces)
             results.write(plan.output)
+
+
+def _note_failure(results: Results, what: str, error: LazyfsError) -> None:
+    results.failures.append(f"{what}: {error.message}")
+    _tell(f"{what}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
 
 
 def _keep_traces(results: Results, image: str, traces: dict[tuple[str, str, int], Trace]) -> None:
