@@ -17,7 +17,6 @@ from pathlib import Path
 from benchmarks import synthetic
 from benchmarks.images.layout import write_layout
 from benchmarks.node import TAG, convert, mounted, running_node
-from benchmarks.process import cpu_of
 from benchmarks.report import Row, markdown, write_json
 
 LAYERS, FILES, SECONDS = 100, 500, 10.0
@@ -67,9 +66,9 @@ def measure(layers: int = LAYERS, files: int = FILES, seconds: float = SECONDS) 
             time.sleep(_SETTLE_SECONDS)
             daemon = client.status()["pid"]
             keeper = _parent(daemon)
-            before = cpu_of(daemon) + cpu_of(keeper)
+            before = _worked(daemon) + _worked(keeper)
             time.sleep(seconds)
-            cpu = cpu_of(daemon) + cpu_of(keeper) - before
+            cpu = _worked(daemon) + _worked(keeper) - before
             return Footprint(layers, files, _resident(daemon), _resident(keeper), seconds, cpu)
 
 
@@ -88,6 +87,12 @@ def _resident(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _worked(process: int) -> float:
+    """Seconds of the processor that its threads had; to the microsecond, where `stat` counts hundredths."""
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e9
+
+
 def _parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -97,7 +102,7 @@ def rows(found: Footprint) -> list[Row]:
     return [
         Row(f"{what}: memory of the daemon", found.resident / 1e6, "MB", MEMORY_BAR_MB),
         Row(f"{what}: memory of its keeper", found.keeper / 1e6, "MB"),
-        Row(f"CPU of both in {found.seconds:g} idle seconds", found.cpu, "s", CPU_BAR),
+        Row(f"CPU of both in {found.seconds:g} idle seconds", found.cpu * 1e3, "ms", CPU_BAR),
     ]
 
 
