@@ -66,7 +66,9 @@ def bytes_over_time(results: Results, image: str, link: str, ways: Sequence[str]
         if trace is not None and trace.trips:
             ready = _ready(results, image, link, way)
             name = f"{way}, ready after {ready:.2f} s"
-            drawn.append(lines.Line(name, colour_of(results, way), cumulative(trace.trips), end=ready))
+            points = cumulative(trace.trips)
+            points.append((max(ready, points[-1][0]), points[-1][1]))
+            drawn.append(lines.Line(name, colour_of(results, way), points, end=ready))
     title = f"{image}, {link}: bytes from the registry"
     return lines.draw(title, drawn, byte_words, x_ticks=None, width=width, themed=True)
 

@@ -34,7 +34,8 @@ def draw(
     """`x_ticks` are places and words; None: seconds from 0."""
     top = 14 + _LINE * len(lines)
     sheet = Sheet(width, HEIGHT + top, title)
-    most_x = max([x for line in lines for x, _ in line.points] + [1e-3])
+    ends = [line.end for line in lines if line.end is not None]
+    most_x = max([x for line in lines for x, _ in line.points] + ends + [1e-3])
     values = [y for line in lines for _, y in line.points] + [
         high for line in lines for _, _, high in line.spread
     ]

@@ -1,12 +1,13 @@
 """The report in a real browser: it draws, complains of nothing, asks nobody, and fits small and large screens."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lazyfs.bench.page import page, write_page
-from lazyfs.bench.pictures import cumulative
+from lazyfs.bench.pictures import bytes_over_time, cumulative
 from lazyfs.draw.svg import THEME
 
 from .browser import PROGRAM, Page, browser
@@ -93,6 +94,13 @@ def test_a_page_stands_alone() -> None:
     assert "&lt;script&gt;" in text
     assert text.count("http") == text.count("http://www.w3.org/2000/svg")
     assert not any(f'"{colour}"' in text for colour in THEME)
+
+
+def test_what_is_ready_after_its_last_byte_is_within_the_picture() -> None:
+    results = made_up(factor=20)
+    drawn = bytes_over_time(results, "app:1.0", "1gbit,2ms", ["lazyfs", "overlayfs"], 960)
+    places = [float(each) for each in re.findall(r'<line x1="([0-9.]+)"', drawn)]
+    assert max(places) <= 960
 
 
 def test_bytes_over_time_end_with_all_of_them() -> None:
