@@ -167,7 +167,8 @@ def _translated(error: Exception, at: object) -> ExchangeError:
                 at=at,
                 hint="if it asks for a client certificate: /etc/docker/certs.d/HOST/client.cert and client.key",
                 final="CERTIFICATE" in reason,
-                no_tls=isinstance(error, ssl.SSLEOFError) or reason in _NO_TLS,
+                # Which of the two an end in the handshake is differs from one release of OpenSSL to the next.
+                no_tls=isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or reason in _NO_TLS,
             )
         case socket.gaierror():
             hint = "check the name, and the name server of this machine"
