@@ -49,7 +49,7 @@ class Crew:
             self._queues[lane].append(work)
             if lane is not Lane.FILL:
                 self._busy_at = time.monotonic()
-            if self._idle >= sum(map(len, self._queues)):
+            if self._idle >= self._due():
                 self._changed.notify()
             elif len(self._threads) < sum(self._limits):
                 self._start_thread(lane, work)
@@ -71,6 +71,13 @@ class Crew:
         for thread in self._threads:
             thread.join()
 
+    def _due(self) -> int:
+        """How much of what is queued may be done now: what waits for its lane alone wants no thread."""
+        return sum(
+            min(len(queue), limit - running)
+            for queue, limit, running in zip(self._queues, self._limits, self._running, strict=True)
+        )
+
     def _start_thread(self, lane: Lane, work: Callable[[], object]) -> None:
         thread = threading.Thread(target=self._work, name=f"fetch-{len(self._threads)}", daemon=True)
         before = threading.stack_size(_STACK)
@@ -84,8 +91,11 @@ class Crew:
         finally:
             threading.stack_size(before)
         self._threads.append(thread)
+        self._idle += 1  # until it has had a look
 
     def _work(self) -> None:
+        with self._changed:
+            self._idle -= 1
         while (taken := self._take()) is not None:
             lane, work = taken
             try:
@@ -104,7 +114,11 @@ class Crew:
                 for lane in Lane:
                     if self._queues[lane] and self._running[lane] < self._limits[lane]:
                         self._running[lane] += 1
-                        return lane, self._queues[lane].popleft()
+                        work = self._queues[lane].popleft()
+                        # Who has left a lane for a more urgent one has left its place there to somebody else.
+                        if self._idle and self._due():
+                            self._changed.notify()
+                        return lane, work
                 self._idle += 1
                 self._changed.wait()
                 self._idle -= 1

@@ -3,6 +3,7 @@
 import threading
 
 from lazyfs.node.crew import Crew, Lane
+from tests.waiting import wait_until
 
 from .samples import PATIENCE
 
@@ -20,4 +21,40 @@ def test_work_that_comes_at_once_is_done_at_once() -> None:
             crew.submit(Lane.DEMAND, barrier.wait)
         barrier.wait(PATIENCE)
     finally:
+        crew.close()
+
+
+def test_what_waits_for_its_lane_keeps_no_demand_waiting() -> None:
+    crew = Crew((2, 1, 1))
+    go = threading.Event()
+    try:
+        # As many threads as there may be; all but the one of the lane that has a queue are idle then.
+        barrier = threading.Barrier(5)
+        for lane in (Lane.DEMAND, Lane.DEMAND, Lane.PREFETCH, Lane.FILL):
+            crew.submit(lane, barrier.wait)
+        for _ in range(8):
+            crew.submit(Lane.PREFETCH, lambda: go.wait(PATIENCE))
+        barrier.wait(PATIENCE)
+        wait_until(lambda: crew._idle == 3)
+        done = threading.Event()
+        crew.submit(Lane.DEMAND, done.set)
+        assert done.wait(PATIENCE / 2), "three threads are idle"
+    finally:
+        go.set()
+        crew.close()
+
+
+def test_what_waits_for_its_lane_starts_no_threads() -> None:
+    crew = Crew((8, 8, 1))
+    go, done = threading.Event(), threading.Event()
+    before = threading.active_count()
+    try:
+        for _ in range(8):
+            crew.submit(Lane.FILL, lambda: go.wait(PATIENCE))
+        crew.submit(Lane.FILL, done.set)
+        assert threading.active_count() - before <= 2
+        go.set()
+        assert done.wait(PATIENCE)
+    finally:
+        go.set()
         crew.close()
