@@ -50,8 +50,12 @@ class Views:
         self._joined: dict[int, tuple[Mosaic, FileBytes, Sequence[Layer]]] = {}
         self._trees: dict[int, tuple[Callable[[], ImageFiles], Sequence[Layer]]] = {}
 
-    def show(self, mode: str, key: str, layers: Sequence[Layer]) -> str:
-        """Show the image for a mount of this mode; returns its name beside the devices, "" where these suffice."""
+    def show(self, mode: str, key: str, layers: Sequence[Layer], *, again: bool = False) -> str:
+        """Show the image for a mount of this mode; returns its name beside the devices, "" where these suffice.
+
+        Raises what `merge` raises; where it is shown `again`, that was found to be none, and is left for the first who
+        asks for the tree.
+        """
         name = {ladder.LOOP: f"{key}.joined", ladder.TREE: key}.get(mode, "")
         if not name:
             return ""
@@ -62,7 +66,7 @@ class Views:
             if mode == ladder.LOOP:
                 self._show_joined(name, key, layers)
             else:
-                self._show_tree(name, key, layers)
+                self._show_tree(name, key, layers, again)
             shown.add(mode)
             record = {"modes": sorted(shown), "layers": [layer.toc_digest for layer in layers]}
             write_new(self._directory / f"{key}.view", json.dumps(record).encode())
@@ -77,7 +81,7 @@ class Views:
                     continue
                 of_image = [layers[digest] for digest in record["layers"]]
                 for mode in record["modes"]:
-                    self.show(mode, path.stem, of_image)
+                    self.show(mode, path.stem, of_image, again=True)
             except (LazyfsError, OSError, ValueError, KeyError, TypeError) as error:
                 log.error("%s cannot be shown again: %s", path, error)
 
@@ -160,7 +164,7 @@ class Views:
         self._table.add(view_base(key), name, mosaic)
         self._joined[view_base(key)] = mosaic, file, layers
 
-    def _show_tree(self, name: str, key: str, layers: Sequence[Layer]) -> None:
+    def _show_tree(self, name: str, key: str, layers: Sequence[Layer], again: bool) -> None:
         base = view_base(key)
 
         @cache
@@ -168,6 +172,9 @@ class Views:
             tree = merge([layer.toc.tree for layer in layers])
             return ImageFiles(base, tree, [layer.device.patient for layer in layers])
 
+        if not again:
+            # In the loop that answers the kernel an error would end that, and a large image would keep all waiting.
+            files()
         self._table.add_tree(base, name, files)
         self._trees[base] = files, layers
 

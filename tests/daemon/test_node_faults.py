@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from lazyfs.errors import BadInputError, IntegrityError, NodeError
+from lazyfs.errors import BadInputError, IntegrityError, LimitError, NodeError
+from lazyfs.formats import image_tree
+from lazyfs.mount.ladder import FILE, LOOP, TREE
 from lazyfs.stores import Image
 from tests.waiting import wait_until
 
@@ -152,3 +154,18 @@ def test_flush_of_a_failing_disk_is_counted(
     assert status["cache_write_failures"] == 2
     assert status["recent_failures"] == ["cache: sync: Input/output error"]
     assert each.devices(image) == right
+
+
+def test_an_image_that_has_no_tree_is_an_error_of_who_asks(
+    make: MakeNode, layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every mount mode: nothing of it is shown to the kernel, in the loop that answers for all containers."""
+    monkeypatch.setattr(image_tree, "MAX_INODES", 1)
+    each = make()
+    for mode in (FILE, LOOP, TREE):
+        with pytest.raises(LimitError):
+            each.node.open_image(f"oci:{layout}:lazy", Path("/"), mode=mode)
+        assert list(each.paths.bootstraps.glob("*/*")) == []
+    monkeypatch.undo()
+    opened = each.node.open_image(f"oci:{layout}:lazy", Path("/"), mode=TREE)
+    assert each.table.tree_named(opened["key"].encode()) is not None
