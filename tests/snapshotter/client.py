@@ -108,13 +108,14 @@ class Service:
         self.node = NodePaths(self.root / "node")
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *options: str, wait: bool = True) -> "Service":
+    def start(
+        self, *options: str, wait: bool = True, program: Sequence[str] = ("-m", "snapshotter")
+    ) -> "Service":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-m",
-                    "snapshotter",
+                    *program,
                     "--root",
                     self.root,
                     "--address",
