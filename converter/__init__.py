@@ -26,7 +26,7 @@ from converter.cuts import CutRules
 from converter.difference import Difference, compare
 from converter.image import ConvertReport, convert_image
 from converter.layer import Settings
-from converter.progress import LayerReport, Progress, Silent
+from converter.progress import LayerProof, LayerReport, Progress, Silent
 from converter.unpack import Limits
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ConvertReport",
     "CutRules",
     "Difference",
+    "LayerProof",
     "LayerReport",
     "Limits",
     "Progress",

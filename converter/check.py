@@ -6,8 +6,8 @@ must be the DiffID and whose members must make the tree of the TOC), once as a n
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from converter.appendix import BLOCK, Appendix
 from converter.chosen import choose, is_image, manifests
 from converter.data import StreamData
 from converter.memory import unmap_large_blocks
+from converter.progress import LayerProof, Progress, Silent
 from converter.unpack import as_file, plain_layer
 from lazyfs.errors import IntegrityError, NotFoundError
 from lazyfs.formats import seekable, toc
@@ -66,7 +67,9 @@ class CheckReport:
         return {**asdict(self), **{column: self.total(column) for column in totals}}
 
 
-def check_image(store: Store, reference: Reference, platform: str | None = None) -> CheckReport:
+def check_image(
+    store: Store, reference: Reference, platform: str | None = None, progress: Progress | None = None
+) -> CheckReport:
     """Prove the image, or raise an error that names the first thing that is wrong.
 
     Of an index all images are proved, or with `platform` that for it.
@@ -75,24 +78,52 @@ def check_image(store: Store, reference: Reference, platform: str | None = None)
     unmap_large_blocks()
     chosen = choose(store, reference, platform)
     proved: dict[tuple[str, str], toc.Toc] = {}
+    layers = {(layer.digest, diff_id) for image in chosen.images for layer, diff_id in image.layers}
+    steps = _Steps(progress or Silent(), len(layers))
     return CheckReport(
         reference=str(reference),
         digest=chosen.top.digest,
-        images=[_prove(store, image, proved) for image in chosen.images],
+        images=[_prove(store, image, proved, steps) for image in chosen.images],
         carried=chosen.carried,
         seconds=time.monotonic() - began,
     )
 
 
-def _prove(store: Store, image: Image, proved: dict[tuple[str, str], toc.Toc]) -> ProvedImage:
+@dataclass(slots=True)
+class _Steps:
+    """Tells of `count` layers, one after the other."""
+
+    progress: Progress
+    count: int
+    number: int = 0
+
+    @contextmanager
+    def layer(self, digest: str, size: int) -> Iterator[Callable[[int], None]]:
+        """One layer, of which `size` bytes will be read; yields what is to be told of each piece."""
+        began = time.monotonic()
+        self.number += 1
+        self.progress.started(self.number, self.count, digest, size)
+        yield lambda read: self.progress.advanced(self.number, read)
+        proof = LayerProof(digest, size, time.monotonic() - began)
+        self.progress.done(self.number, self.count, proof)
+
+
+def _told(pieces: Iterable[bytes], advanced: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece
+        advanced(len(piece))
+
+
+def _prove(store: Store, image: Image, proved: dict[tuple[str, str], toc.Toc], steps: _Steps) -> ProvedImage:
     """`proved` are layers, by digest and DiffID, of other images of the index."""
     tocs: list[toc.Toc] = []
     for layer, diff_id in image.layers:
         if (layer.digest, diff_id) not in proved:
-            layer_toc = load_toc(store, layer, diff_id)
-            _check_seek_table(store, layer, layer_toc)
-            appendix = _check_stream(store, layer, layer_toc)
-            _check_chunks(store, layer, layer_toc, appendix)
+            with steps.layer(layer.digest, 2 * layer.size) as advanced:
+                layer_toc = load_toc(store, layer, diff_id)
+                _check_seek_table(store, layer, layer_toc)
+                appendix = _check_stream(store, layer, layer_toc, advanced)
+                _check_chunks(store, layer, layer_toc, appendix, advanced)
             proved[layer.digest, diff_id] = layer_toc
         tocs.append(proved[layer.digest, diff_id])
     tree = merge([each.tree for each in tocs])
@@ -109,14 +140,16 @@ def _prove(store: Store, image: Image, proved: dict[tuple[str, str], toc.Toc]) -
     )
 
 
-def check_against(report: CheckReport, original_store: Store, original: Reference) -> None:
+def check_against(
+    report: CheckReport, original_store: Store, original: Reference, progress: Progress | None = None
+) -> None:
     """Hold proved images against those that they were made from, whose layers are read and hashed.
 
     An image's original is the one with the same config, wherever it is in the index that `original` may be.
     Raises IntegrityError naming the first thing that differs.
     """
     originals = _originals(original_store, original)
-    hashed: set[tuple[str, str]] = set()
+    layers: dict[tuple[str, str], Descriptor] = {}
     for proved in report.images:
         if proved.config_digest not in originals:
             raise IntegrityError(
@@ -124,10 +157,12 @@ def check_against(report: CheckReport, original_store: Store, original: Referenc
                 f"{original} has {', '.join(originals) or 'no image'}",
                 hint="these are different images: convert this one",
             )
-        for layer, diff_id in originals[proved.config_digest].layers:
-            if (layer.digest, diff_id) not in hashed:
-                _check_original(original_store, original, layer, diff_id)
-                hashed.add((layer.digest, diff_id))
+        found = originals[proved.config_digest].layers
+        layers |= {(layer.digest, diff_id): layer for layer, diff_id in found}
+    steps = _Steps(progress or Silent(), len(layers))
+    for (_, diff_id), layer in layers.items():
+        with steps.layer(layer.digest, layer.size) as advanced:
+            _check_original(original_store, original, layer, diff_id, advanced)
 
 
 def _originals(store: Store, reference: Reference) -> dict[str, Image]:
@@ -142,10 +177,12 @@ def _originals(store: Store, reference: Reference) -> dict[str, Image]:
     return found
 
 
-def _check_original(store: Store, original: Reference, layer: Descriptor, diff_id: str) -> None:
+def _check_original(
+    store: Store, original: Reference, layer: Descriptor, diff_id: str, advanced: Callable[[int], None]
+) -> None:
     digest = hashlib.sha256()
     with closing(store.stream(layer.digest)) as pieces:
-        for piece in plain_layer(pieces, layer):
+        for piece in plain_layer(_told(pieces, advanced), layer):
             digest.update(piece)
     if f"sha256:{digest.hexdigest()}" != diff_id:
         raise IntegrityError(
@@ -158,7 +195,9 @@ def _wrong(layer: Descriptor, what: str) -> IntegrityError:
     return IntegrityError(f"layer {layer.digest}: {what}", hint="convert the image again")
 
 
-def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
+def _check_stream(
+    store: Store, layer: Descriptor, claimed: toc.Toc, advanced: Callable[[int], None]
+) -> bytes:
     """Read the blob as any runtime does, and rebuild the tree; returns the sha256 of the appendix."""
     digest = hashlib.sha256()
 
@@ -169,7 +208,7 @@ def _check_stream(store: Store, layer: Descriptor, claimed: toc.Toc) -> bytes:
 
     builder = TreeBuilder(f"layer {layer.digest}")
     with closing(store.stream(layer.digest)) as pieces, Appendix(f"layer {layer.digest}") as appendix:
-        source = FileSource(as_file(hashed(plain_layer(pieces, layer))))
+        source = FileSource(as_file(hashed(plain_layer(_told(pieces, advanced), layer))))
         data = StreamData()
         for member in walk(source):
             data.of(member)
@@ -219,7 +258,9 @@ def _check_seek_table(store: Store, layer: Descriptor, claimed: toc.Toc) -> None
         raise _wrong(layer, "its seek table and its TOC do not agree")
 
 
-def _check_chunks(store: Store, layer: Descriptor, claimed: toc.Toc, appendix: bytes) -> None:
+def _check_chunks(
+    store: Store, layer: Descriptor, claimed: toc.Toc, appendix: bytes, advanced: Callable[[int], None]
+) -> None:
     """Read every chunk as a node does: its frame alone, against its digest."""
     chunks = claimed.chunks
     digest = hashlib.sha256()
@@ -238,6 +279,7 @@ def _check_chunks(store: Store, layer: Descriptor, claimed: toc.Toc, appendix: b
             )
             if int(chunks.start[each]) >= claimed.stream_size:
                 digest.update(plain)
+        advanced(len(data))
         index = last + 1
     if digest.digest() != appendix:
         raise _wrong(layer, "its appendix is not what its sparse files hold")

@@ -1,4 +1,4 @@
-"""What a conversion tells while it runs. The command line draws it; nothing here depends on how."""
+"""What a conversion, or a proof, tells while it runs. The command line draws it; nothing here depends on how."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,16 +21,25 @@ class LayerReport:
     reused: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LayerProof:
+    """A layer that was read and is right: `read` bytes, some of them twice."""
+
+    digest: str
+    read: int
+    seconds: float
+
+
 class Progress(Protocol):
-    """Layers are counted from 1; a layer's unit of progress is a byte of its source blob."""
+    """Layers are counted from 1; a layer's unit of progress is a byte that is read of its (source) blob."""
 
     def started(self, number: int, count: int, digest: str, size: int) -> None: ...
 
     def advanced(self, number: int, size: int) -> None:
-        """`size` more bytes of the layer's source blob have been read. Called from another thread."""
+        """`size` more bytes of the layer's blob have been read. May be called from another thread."""
         ...
 
-    def done(self, number: int, count: int, report: LayerReport) -> None: ...
+    def done(self, number: int, count: int, report: LayerReport | LayerProof) -> None: ...
 
 
 class Silent:
@@ -42,5 +51,5 @@ class Silent:
     def advanced(self, number: int, size: int) -> None:
         pass
 
-    def done(self, number: int, count: int, report: LayerReport) -> None:
+    def done(self, number: int, count: int, report: LayerReport | LayerProof) -> None:
         pass

@@ -210,24 +210,32 @@ def check(
 ) -> None:
     """Prove a converted image, or all images of an index: every chunk, every DiffID, every tree.
 
-    Reads every byte of it. Exit code 0 and one line when all is right; else the first thing that is wrong,
-    and exit code 4 (it breaks the format) or 5 (it is damaged).
+    Reads every byte of it twice: as an ordinary runtime does, and as a node does. Exit code 0 and one line when all
+    is right (on standard error a line for each layer); else the first thing that is wrong, and exit code 4 (it
+    breaks the format) or 5 (it is damaged).
 
     \b
     Examples:
       lazyfs check oci:./lazy:app
       lazyfs check oci:./lazy:app --against oci:./images:app
     """
-    from converter import check_against, check_image
+    from converter import Silent, check_against, check_image
+    from lazyfs.cli.progress import chosen
     from lazyfs.stores import open_store, parse_reference
 
     parsed = parse_reference(reference)
-    with open_store(parsed, options=stores) as store:
-        report = check_image(store, parsed, platform)
+    shown = chosen(as_json)
+    with open_store(parsed, options=stores) as store, shown or nullcontext(Silent()) as progress:
+        report = check_image(store, parsed, platform, progress)
     if against is not None:
         original = parse_reference(against)
-        with open_store(original, options=stores) as original_store:
-            check_against(report, original_store, original)
+        if shown is not None:
+            click.echo(f"{against}:", err=True)
+        with (
+            open_store(original, options=stores) as original_store,
+            chosen(as_json) or nullcontext(Silent()) as progress,
+        ):
+            check_against(report, original_store, original, progress)
     if as_json:
         print_json({**report.as_dict(), "against": against})
         return

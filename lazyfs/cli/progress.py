@@ -1,4 +1,4 @@
-"""How a conversion is shown: bars on a terminal, a line for each layer elsewhere."""
+"""How a conversion, or a proof, is shown: bars on a terminal, a line for each layer elsewhere."""
 
 import sys
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from converter import LayerReport
+    from converter import LayerProof, LayerReport
 
 
 class Lines(AbstractContextManager["Lines"]):
@@ -24,7 +24,7 @@ class Lines(AbstractContextManager["Lines"]):
     def advanced(self, number: int, size: int) -> None:
         pass
 
-    def done(self, number: int, count: int, report: "LayerReport") -> None:
+    def done(self, number: int, count: int, report: "LayerReport | LayerProof") -> None:
         print(describe(number, count, report), file=sys.stderr, flush=True)
 
     def __exit__(
@@ -72,12 +72,19 @@ class Terminal(AbstractContextManager["Terminal"]):
     def advanced(self, number: int, size: int) -> None:
         self._bars.advance(self._tasks[number], size)
 
-    def done(self, number: int, count: int, report: "LayerReport") -> None:
+    def done(self, number: int, count: int, report: "LayerReport | LayerProof") -> None:
         self._bars.remove_task(self._tasks.pop(number))
         self._bars.console.print(describe(number, count, report), highlight=False)
 
 
-def describe(number: int, count: int, report: "LayerReport") -> str:
+def describe(number: int, count: int, report: "LayerReport | LayerProof") -> str:
+    from converter import LayerProof
+
+    if isinstance(report, LayerProof):
+        return (
+            f"layer {number}/{count} {short(report.digest)}: "
+            f"{byte_words(report.read)} read, {report.seconds:.1f} s"
+        )
     how = "was converted already" if report.reused else f"{report.seconds:.1f} s"
     return (
         f"layer {number}/{count} {short(report.source_digest)}: {byte_words(report.source_size)} -> "

@@ -319,3 +319,29 @@ def test_interrupted_convert(tmp_path: Path, number: signal.Signals) -> None:
     assert lazyfs("convert", source, target).returncode == 0
     assert lazyfs("check", target).returncode == 0
     assert list((tmp_path / "target").rglob(f"{TEMP_PREFIX}*")) == []
+
+
+def test_a_proof_tells_of_each_layer_that_it_read(image: str) -> None:
+    original = image.replace(":lazy", ":app")
+    result = lazyfs("check", image, "--against", original)
+    assert (result.returncode, result.stdout.count("\n")) == (0, 1)
+    assert re.fullmatch(
+        rf"layer 1/1 [0-9a-f]{{12}}: .* read, 0\.. s\n{re.escape(original)}:\nlayer 1/1 .* read, 0\.. s\n",
+        result.stderr,
+    )
+    assert lazyfs("check", "--json", image, "--against", original).stderr == ""
+
+
+def test_bars_are_drawn_on_a_terminal(image: str) -> None:
+    ours, theirs = os.openpty()
+    try:
+        result = lazyfs("check", image, capture_output=False, stdout=subprocess.PIPE, stderr=theirs)
+    finally:
+        os.close(theirs)
+    try:
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+    assert result.stdout.startswith("ok: ")
+    assert re.search(r"layer 1/1 [0-9a-f]{12} .*━.* kB", shown)
+    assert re.search(r"layer 1/1 [0-9a-f]{12}: .* read", shown)
