@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-from lazyfs.errors import NotFoundError, StoreError
+from lazyfs.errors import NotFoundError, StoreError, UsageError
 from lazyfs.formats.oci import MAX_DOCUMENT, Index
 from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
 from lazyfs.formats.oci_types import LAYER_RECORD_TYPE, REF_NAME_ANNOTATION
 from lazyfs.formats.strict_json import dump
 from lazyfs.stores._files import explained
 from lazyfs.stores._index import LAYOUT_VERSION, resolve_in, tag_of, tags_of
-from lazyfs.stores.archive_contents import Contents, read_oci
+from lazyfs.stores.archive_contents import DOCKER_MANIFESTS, Contents, read_oci
 from lazyfs.stores.archive_file import ArchiveFile, identity_of
 from lazyfs.stores.archive_write import Draft, exclusive, reachable
 from lazyfs.stores.base import (
@@ -47,6 +47,7 @@ class OciArchiveStore:
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._path = Path(os.path.realpath(path))
         self._name = path
+        self._create = create
         self._lock = threading.Lock()
         # The newest first. A node may still read from an archive that was replaced since.
         self._opened: list[Contents] = []
@@ -148,6 +149,11 @@ class OciArchiveStore:
     # What the formats differ in
 
     def _read_contents(self, file: ArchiveFile) -> Contents:
+        if self._create and file.find(DOCKER_MANIFESTS) is not None:
+            raise UsageError(
+                f"{self._name} is a docker-archive as well, which it would be no more",
+                hint=f"name it docker-archive:{self._name}, or write another file",
+            )
         return read_oci(file)
 
     def _same_name(self, tag: str) -> str:

@@ -310,6 +310,24 @@ def test_records_of_layers_are_not_handed_over(kind: str, path: Path) -> None:
         assert store.resolve(None).digest == make_sample("a").descriptor.digest
 
 
+def test_a_docker_archive_does_not_become_something_else(path: Path) -> None:
+    with opened("docker-archive", path, create=True) as store:
+        put_sample(store, make_sample("a"), "app:v1")
+    before = path.read_bytes()
+    with opened("oci-archive", path) as store:
+        assert store.tags() == ["v1"], "what Docker writes is both, for who reads"
+    with pytest.raises(UsageError, match="is a docker-archive as well") as caught:
+        opened("oci-archive", path, create=True)
+    assert f"docker-archive:{path}" in caught.value.hint
+    other = path.with_name("other.tar")
+    with opened("oci-archive", other, create=True) as store:
+        put_sample(store, make_sample("b"), "v2")
+        path.replace(other)
+        with pytest.raises(UsageError, match="is a docker-archive as well"):
+            store.close()
+    assert other.read_bytes() == before
+
+
 def test_docker_finds_its_names(path: Path) -> None:
     with opened("docker-archive", path, create=True) as store:
         put_sample(store, make_sample("a"), "app")
