@@ -3,6 +3,8 @@
 Which pages, and in which order, is what the kernel asks of the devices, page by page; the exact pages of each file
 are those that are in memory when the container is ready, since nothing else brings any there. numpy: 15.3 MB in
 3,739 pages and 173 files. With 16 KiB of read-ahead 18.4 MB would count as touched, with the usual 128 KiB 25.4 MB.
+Of what the kernel has dropped meanwhile (a start may read more than there is memory, anybody may empty the page
+cache) the reads alone are left, whose first and last pages may hold ends of other files as well.
 """
 
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.launch import OpenedImage, open_tocs
+from lazyfs.cli.run import run as run_command
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import LazyfsError, NodeError, UsageError
@@ -53,7 +56,7 @@ def record(
     opened = open_tocs(store, image)
     with _scratch_node(paths) as (scratch, client):
         client.record()
-        answer = client.open_image(reference, fill=False) | {"launch": True}
+        answer = client.open_image(reference, fill=False, mode=_mount_mode(words)) | {"launch": True}
         view = scratch.root / "view"
         view.mkdir()
         set_read_ahead(scratch.fuse, 0)
@@ -62,6 +65,12 @@ def record(
             return _run(client, scratch, opened, [*words], probe, patience, view)
         finally:
             unmount_image(scratch, view)
+
+
+def _mount_mode(words: Sequence[str]) -> str:
+    """How `lazyfs run` is told to show the image: what it has in memory is seen in a mount of the same kind alone."""
+    context = run_command.make_context("run", [*words], resilient_parsing=True)
+    return context.params["mount_mode"] or ""
 
 
 def _run(
@@ -80,7 +89,10 @@ def _run(
             opened, client.timeline(0.0), started.began + seconds + _AFTER_READY, resident_below(view)
         )
     if not profile:
-        raise NodeError("the start read nothing of the image", hint="see what the container said above")
+        raise NodeError(
+            f"the start read nothing of the image until it was ready ({probe})",
+            hint="see what the container said above, and choose a later moment by --ready",
+        )
     return Recorded(profile, seconds, reads)
 
 

@@ -184,8 +184,9 @@ def from_reads(
 ) -> list[Touch]:
     """The profile of a start whose reads of devices were (layer, offset, length), in this order.
 
-    A page of a device may hold the ends of two files. `resident` says which pages of a file were touched;
-    without it those count of which every byte was read.
+    A page of a device may hold the ends of two files. `resident` says which pages of a file are in memory, so which
+    of them were touched. Where it says of none, the kernel has dropped them since (for want of memory, or when told
+    to); there, and without `resident`, those count of which every byte was read.
     """
     finder = _FileFinder(tree)
     order: dict[tuple[int, int], None] = {}
@@ -197,7 +198,8 @@ def from_reads(
         touched = {place for place in order if finder.is_read(*place, read_pages)}
     else:
         files = {file for file, _ in order}
-        touched = {(file, page) for file in files for page in resident(finder.paths[file])}
+        kept = {(file, page) for file in files for page in resident(finder.paths[file])}
+        touched = kept | set(finder.dropped(read_pages, kept))
     return merge([[Touch(finder.paths[file], page, page) for file, page in order if (file, page) in touched]])
 
 
@@ -231,6 +233,13 @@ class _FileFinder:
             if row_layer == layer and low < high:
                 shift = offset - row_start
                 yield from ((file, page) for page in range((low + shift) // PAGE, -(-(high + shift) // PAGE)))
+
+    def dropped(self, read: set[tuple[int, int]], kept: set[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """(file, page) of what was read whole from pages of devices of which nothing is among the kept ones."""
+        for layer, number in read:
+            held = list(self.pages(layer, number * PAGE, (number + 1) * PAGE))
+            if kept.isdisjoint(held):
+                yield from (place for place in held if self.is_read(*place, read))
 
     def is_read(self, file: int, page: int, read: set[tuple[int, int]]) -> bool:
         return all(

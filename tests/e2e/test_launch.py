@@ -62,6 +62,28 @@ def launches(node: Node) -> list[dict[str, Any]]:
     return list(node.status()["launches"])
 
 
+def test_a_profile_is_recorded_of_a_mount_of_the_kind_that_is_run(
+    profile: Path, small: str, tmp_path: Path
+) -> None:
+    paths = {touch.path for touch in parse(profile.read_text())}
+    for mode in ("loop", "tree"):
+        file = tmp_path / mode
+        options = ("--no-attach", "--run", f"--mount-mode {mode}", "-o", file)
+        succeed(lazyfs("--root", tmp_path / "node", "profile", small, *options))
+        touches = parse(file.read_text())
+        assert {touch.path for touch in touches} == paths
+
+
+def test_a_profile_outlives_the_page_cache(profile: Path, small: str, tmp_path: Path) -> None:
+    file = tmp_path / "dropped.profile"
+    script = "/srv/app/entry.sh small; >/out/done; trap exit TERM; sleep 60 & wait"
+    drop = f"exec:test -e {tmp_path}/done && echo 3 >/proc/sys/vm/drop_caches"
+    options = ("--no-attach", "--ready", drop, "--run", f"--entrypoint sh -v {tmp_path}:/out", "-o", file)
+    succeed(lazyfs("--root", tmp_path / "node", "profile", small, *options, "--", "-c", script))
+    read = {touch.path for touch in parse(file.read_text())}
+    assert {touch.path for touch in parse(profile.read_text())} <= read
+
+
 def test_a_profile_says_what_a_start_touches(profile: Path, small: str, tmp_path: Path) -> None:
     text = profile.read_text()
     assert text.startswith(FIRST_LINE)

@@ -110,8 +110,12 @@ def test_reads_become_pages_of_files(image: tuple[object, list[ChunkTable], dict
     (extent,) = extents(tree, found[b"lib/large"])  # type: ignore[arg-type]
     low = (extent.start + 10 * PAGE) // PAGE * PAGE
     reads = [(0, low + 20 * PAGE, 3 * PAGE), (0, low, 2 * PAGE)]
-    exact = from_reads(reads, tree, lambda path: [10, 30])  # type: ignore[arg-type]
-    assert exact == [Touch(b"lib/large", 30, 30), Touch(b"lib/large", 10, 10)]
+    exact = from_reads(reads, tree, lambda path: [10, 30, 31])  # type: ignore[arg-type]
+    assert exact == [Touch(b"lib/large", 30, 31), Touch(b"lib/large", 10, 10)]
     guessed = pages_of(from_reads(reads, tree))  # type: ignore[arg-type]
     assert (b"lib/large", 30) in guessed
     assert len(guessed) <= 5
+    dropped = pages_of(from_reads(reads, tree, lambda path: []))  # type: ignore[arg-type]
+    assert dropped == guessed, "the kernel keeps nothing of it any more"
+    partly = pages_of(from_reads(reads, tree, lambda path: [10]))  # type: ignore[arg-type]
+    assert set(partly) == {*guessed, (b"lib/large", 10)}
