@@ -158,9 +158,10 @@ class NodeCache(Surroundings):
     def release_holds(self, at_once: bool = False) -> None:
         """Let those layers be dropped again that nobody has mounted any more; see `LayerFiles.release`."""
         for name in list(self._held):
+            self._held.discard(name)  # first: who holds it again meanwhile puts it back
             cache = self.layer(name)
-            if cache is None or cache.release(at_once):
-                self._held.discard(name)
+            if cache is not None and not cache.release(at_once):
+                self._held.add(name)
 
     def look_at_clock(self) -> None:
         """What is read from now on is marked with this time."""

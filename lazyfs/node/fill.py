@@ -72,8 +72,13 @@ class Filler:
             self._added_at = time.monotonic()  # who opens an image is about to read
             self._waiting.append((fetcher, cache))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="fill", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="fill", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread can be had just now; the next layer tries again
+                    log.warning("nothing is filled: %s", error)
+                else:
+                    self._thread = thread
             self._changed.notify()
 
     def forget(self, fetcher: Fetcher) -> None:

@@ -104,8 +104,15 @@ class Launches:
         if location is None:
             return None
         kept = self._directory / parse_digest(location.digest)
-        launch = Launch(store, location, kept, self._timeline)
         with self._lock:
+            running = self._launches.get(descriptor.digest)
+            if running is not None and not running.finished.is_set():
+                return None  # somebody else has begun it meanwhile
+            try:
+                launch = Launch(store, location, kept, self._timeline)
+            except RuntimeError as error:  # no thread can be started
+                log.warning("%s starts without its launch pack: %s", descriptor.digest, error)
+                return None
             if running is not None:
                 self._before[descriptor.digest] = running
             self._launches[descriptor.digest] = launch

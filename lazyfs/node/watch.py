@@ -34,8 +34,13 @@ class Watch:
             earliest = self._due[0][0] if self._due else float("inf")
             heapq.heappush(self._due, (moment, next(self._numbers), look))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="watch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread can be had just now; the next read tries again
+                    log.warning("nobody looks after reads: %s", error)
+                else:
+                    self._thread = thread
             elif moment < earliest:
                 self._changed.notify()
 

@@ -112,6 +112,11 @@ def failing(error: LazyfsError | BaseException) -> Callable[[int, int], None]:
     return fault
 
 
+def no_thread(thread: threading.Thread) -> None:
+    """For `threading.Thread.start`, where there are too many."""
+    raise RuntimeError("can't start new thread")
+
+
 def has(cache: LayerCache, index: int) -> bool:
     """Is the whole chunk there?"""
     return cache.read(int(cache.chunks.start[index]), cache.chunks.length(index)) is not None

@@ -164,6 +164,26 @@ def test_mounted_just_when_it_is_let_go(node: Nodes, monkeypatch: pytest.MonkeyP
     os.close(opened[0])
 
 
+def test_held_again_just_when_it_is_let_go(node: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = node()
+    cache = whole(each)
+    assert each.hold(cache)
+    release = cache.release
+
+    def and_hold_again(at_once: bool = False) -> bool:
+        gone = release(at_once)
+        assert each.hold(cache)
+        return gone
+
+    with monkeypatch.context() as just_then:
+        just_then.setattr(cache, "release", and_hold_again)
+        each.release_holds()
+    assert held(cache)
+    each.release_holds()
+    assert not held(cache)
+    assert drop_all(each) == 4
+
+
 def test_a_layer_that_this_process_reads_is_let_go_later(node: Nodes) -> None:
     each = node()
     cache = whole(each)

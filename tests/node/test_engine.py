@@ -18,7 +18,7 @@ from lazyfs.node.windows import MAX_WINDOW, MIN_RUN, Windows
 from tests.waiting import wait_until
 
 from .conftest import Rig
-from .samples import KIB, PATIENCE, FakeStore, has
+from .samples import KIB, PATIENCE, FakeStore, has, no_thread
 
 Make = Callable[..., Rig]
 MIB = 1 << 20
@@ -293,6 +293,17 @@ def test_a_watch_looks_when_it_is_time_and_goes_on_after_a_defect() -> None:
     watch.at(time.monotonic(), broken)
     watch.at(time.monotonic(), twice)
     assert done.wait(PATIENCE)
+    watch.close()
+
+
+def test_a_watch_begins_when_a_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, first, second = Watch(), threading.Event(), threading.Event()
+    with monkeypatch.context() as few:
+        few.setattr(threading.Thread, "start", no_thread)
+        watch.at(time.monotonic(), first.set)
+    watch.at(time.monotonic(), second.set)
+    assert first.wait(PATIENCE)
+    assert second.wait(PATIENCE)
     watch.close()
 
 

@@ -10,7 +10,7 @@ from lazyfs.node.fill import Filler
 from tests.waiting import wait_until
 
 from .conftest import Rig
-from .samples import KIB, PATIENCE, failing, has
+from .samples import KIB, PATIENCE, failing, has, no_thread
 
 Make = Callable[..., Rig]
 MakeFiller = Callable[..., Filler]
@@ -141,3 +141,17 @@ def test_what_is_filled_is_not_counted_as_fetched_for_a_reader(rig: Make, filler
     wait_until(done(filling))
     wait_until(lambda: each.timeline.counters()["filled_bytes"] == 9 * 40 * KIB)
     assert each.timeline.counters()["fetched_bytes"] == 40 * KIB
+
+
+def test_filling_begins_when_a_thread_can_be_had(
+    rig: Make, filler: MakeFiller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each, other = rig([40 * KIB] * 4), rig([40 * KIB] * 4)
+    filling = filler(each)
+    with monkeypatch.context() as few:
+        few.setattr(threading.Thread, "start", no_thread)
+        filling.add(each.fetcher, each.cache)
+    filling.add(other.fetcher, other.cache)
+    wait_until(done(filling))
+    each.fetcher.wait_kept(PATIENCE)
+    assert all(has(each.cache, index) for index in range(4))

@@ -1,6 +1,8 @@
 """A launch pack on its way into a node: what it brings is right, in time, and a pack that lies costs bytes alone."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -9,15 +11,19 @@ import pytest
 from lazyfs.errors import StoreError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE
-from lazyfs.formats.oci_descriptor import PackLocation
+from lazyfs.formats.oci import Manifest
+from lazyfs.formats.oci_descriptor import Descriptor, PackLocation
+from lazyfs.formats.oci_types import OCI_MANIFEST
+from lazyfs.node import launches
 from lazyfs.node.device import AskForLessError
 from lazyfs.node.launch import Launch
+from lazyfs.node.launches import Launches
 from lazyfs.node.pack_places import PAGE
 from lazyfs.node.pack_stream import PackStream
 from lazyfs.stores import Store
 
 from .launch_rig import KIB, LENGTHS, PACK, PackStore, Rig
-from .samples import PATIENCE, Layer
+from .samples import PATIENCE, Layer, no_thread
 
 ALL_OF_FIRST = 4 + 16 + 1 + 1 + 10
 HOT = [(0, unit) for unit in (3, 5, 6, 4, 20, 21, 22)] + [(1, 0), (1, 2), (0, 0)]
@@ -252,3 +258,38 @@ def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.is_soon(position + 80_000, 32_000)
     assert not stream.is_soon(position + 90_000, 32_000)
     assert stream.is_soon(position + 1_000_000, 500_000)
+
+
+def test_two_who_begin_at_once_begin_one_launch(
+    rig: Callable[..., Rig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, barrier = rig(), threading.Barrier(2)
+    begun = Launches(tmp_path, one.timeline)
+
+    def find_pack(*_: object) -> PackLocation:
+        barrier.wait(PATIENCE)
+        return PackLocation(PACK, len(one.store.data))
+
+    def begin(_: int) -> Launch | None:
+        return begun.begin(cast(Store, one.store), Descriptor(OCI_MANIFEST, PACK, 1), cast(Manifest, None))
+
+    monkeypatch.setattr(launches, "find_pack", find_pack)
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(begin, range(2)))
+    assert found.count(None) == 1
+    assert begun.of(PACK) in found
+    begun.close()
+    assert not begun.any_coming()
+
+
+def test_without_threads_a_start_goes_without_its_pack(
+    rig: Callable[..., Rig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = rig()
+    begun = Launches(tmp_path, one.timeline)
+    monkeypatch.setattr(launches, "find_pack", lambda *_: PackLocation(PACK, len(one.store.data)))
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    image = Descriptor(OCI_MANIFEST, PACK, 1)
+    assert begun.begin(cast(Store, one.store), image, cast(Manifest, None)) is None
+    assert begun.of(PACK) is None
+    begun.close()
