@@ -16,8 +16,9 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# A shell that starts the tests in the background has them ignore ^C, and so do their children.
+# A shell that starts the tests in the background has them ignore ^C, nohup the end of a terminal; children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
