@@ -245,8 +245,9 @@ def _nobody_mounts(paths: NodePaths) -> Iterator[None]:
         release_unused(paths)
         mounted = list_mounts(paths.images)
         if mounted:
+            one = len(mounted) == 1
             raise BusyError(
-                f"{len(mounted)} images of {paths.root} are mounted",
+                f"{len(mounted)} {'image' if one else 'images'} of {paths.root} {'is' if one else 'are'} mounted",
                 hint="end their containers, or lazyfs umount DIR; `lazyfs status` lists them",
             )
         yield

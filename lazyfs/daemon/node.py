@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -81,7 +81,7 @@ class Node:
         remove_torn(paths.packs)
         self._bootstraps = Bootstraps(paths.bootstraps, boot)
         self.cache = open_cache(paths, settings, boot, self.timeline.cache_failed)
-        self.care = open_care(paths, self.cache, lambda: mounted_keys(paths))
+        self.care = open_care(paths, self.cache, lambda: mounted_keys(paths), self._leave_alone)
         self._filler: Filler | None = None
         if fetching.fill:
             self._filler = Filler(self._engine.crew, self.cache.room.is_spare, self.launches.any_coming)
@@ -213,7 +213,12 @@ class Node:
     def warm_pack(self, reference: str, directory: Path, seconds: float) -> dict[str, Any]:
         """Fetch what the image's launch pack brings; waits for so many seconds. Returns `next` as `warm` does, and
         `pack`, how far it has come. NotFoundError where there is no pack."""
-        launch = self.launches.of(self.open_image(reference, directory, fill=False)["digest"])
+        digest = self.open_image(reference, directory, fill=False)["digest"]
+        if self.launches.of(digest) is None:
+            # It may have got one since it was last looked at.
+            self.launches.look_again(digest)
+            self.open_image(reference, directory, fill=False)
+        launch = self.launches.of(digest)
         if launch is None:
             raise NotFoundError(
                 f"{reference} has no launch pack",
@@ -249,6 +254,13 @@ class Node:
         if layer is not None and found["mounted_directly"]:
             layer.fetcher.ahead(found["damaged"], Lane.PREFETCH)
         return found
+
+    def _leave_alone(self, names: Iterable[str]) -> None:
+        """Fill these layers no further."""
+        for name in names:
+            layer = self._layers.named(name)
+            if layer is not None and self._filler is not None:
+                self._filler.forget(layer.fetcher)
 
     def release(self) -> dict[str, Any]:
         """Let go of what no mounted image needs. Whoever asks sees to it that nobody is about to mount one.

@@ -25,13 +25,19 @@ class CacheCare:
     """Answers are JSON-able; sizes are bytes, times are seconds since 1970."""
 
     def __init__(
-        self, paths: NodePaths, cache: NodeCache, seen: SeenImages, mounted: Callable[[], Iterable[str]]
+        self,
+        paths: NodePaths,
+        cache: NodeCache,
+        seen: SeenImages,
+        mounted: Callable[[], Iterable[str]],
+        pruned: Callable[[Iterable[str]], None],
     ) -> None:
-        """`mounted` names the bootstraps that are mounted."""
+        """`mounted` names the bootstraps that are mounted; `pruned` is told which layers are about to be."""
         self._paths = paths
         self._cache = cache
         self._seen = seen
         self._mounted = mounted
+        self._pruned = pruned
         cache.pinned = seen.pinned_layers()
 
     def note(self, image: SeenImage) -> None:
@@ -84,6 +90,7 @@ class CacheCare:
         chosen = self._cache.choose(names, rule)
         freed = sum(int(cache.sizes()[indexes].sum()) for cache, indexes in self._caches(chosen))
         if not dry_run:
+            self._pruned(chosen if reference is None else names)
             self._cache.drop(chosen)
             if reference is not None and not self._is_mounted(self._seen.find(reference)):
                 self._forget(self._seen.find(reference))
@@ -187,5 +194,10 @@ def _image(image: SeenImage, layers: dict[str, dict[str, Any]]) -> dict[str, Any
     }
 
 
-def open_care(paths: NodePaths, cache: NodeCache, mounted: Callable[[], Iterable[str]]) -> CacheCare:
-    return CacheCare(paths, cache, SeenImages(Path(paths.seen)), mounted)
+def open_care(
+    paths: NodePaths,
+    cache: NodeCache,
+    mounted: Callable[[], Iterable[str]],
+    pruned: Callable[[Iterable[str]], None] = lambda names: None,
+) -> CacheCare:
+    return CacheCare(paths, cache, SeenImages(Path(paths.seen)), mounted, pruned)

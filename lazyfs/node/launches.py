@@ -118,6 +118,11 @@ class Launches:
             self._launches[descriptor.digest] = launch
         return launch
 
+    def look_again(self, digest: str) -> None:
+        """Ask the store the next time whether the image with this manifest has a pack, whatever it has said before."""
+        with self._lock:
+            self._found.pop(digest, None)
+
     def abandon(self, digest: str, launch: Launch, reason: str) -> None:
         """End a launch that is not needed; the one before it is the last one again."""
         launch.stop(reason)

@@ -118,7 +118,7 @@ def test_signals_end_it(paths: NodePaths, number: signal.Signals) -> None:
 def test_shutdown_is_refused_while_mounted(paths: NodePaths, made: Path, target: Path) -> None:
     mount_view(paths, open_made(paths, made), target)
     for _ in range(2):
-        with pytest.raises(BusyError, match=r"1 images of .* are mounted"):
+        with pytest.raises(BusyError, match=r"1 image of .* is mounted"):
             DaemonClient(paths).shutdown()
     assert (target / "text").read_text() == "upper"
     unmount_image(paths, target)
@@ -150,7 +150,7 @@ def test_shutdown_waits_for_a_command_that_mounts(paths: NodePaths, made: Path, 
             image = client.open_image(f"oci:{made}:lazy")
             answer = pool.submit(client.shutdown)
             mount_view(paths, image, target)
-        with pytest.raises(BusyError, match="are mounted"):
+        with pytest.raises(BusyError, match="is mounted"):
             answer.result(PATIENCE)
     assert (target / "text").read_text() == "upper"
     unmount_image(paths, target)

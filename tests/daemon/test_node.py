@@ -175,6 +175,19 @@ def test_what_is_open_is_filled_unless_it_was_said_not_to(
     )
 
 
+def test_what_is_pruned_is_not_filled_again(
+    make: MakeNode, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "Filler", partial(Filler, idle=1000.0))
+    each = make()
+    each.open(made)
+    assert each.node.status()["layers_to_fill"] > 0
+    each.node.care.prune(f"oci:{made}:lazy", dry_run=True)
+    assert each.node.status()["layers_to_fill"] > 0
+    each.node.care.prune(f"oci:{made}:lazy")
+    assert each.node.status()["layers_to_fill"] == 0
+
+
 def test_a_node_that_never_fills(make: MakeNode, made: Path, tmp_path: Path) -> None:
     (tmp_path / "node").mkdir()
     (tmp_path / "node" / "config.toml").write_text("[fetch]\nfill = false\n")

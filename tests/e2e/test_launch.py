@@ -20,7 +20,7 @@ from tests.faults import FaultServer
 from tests.stores.test_referrers import ModernRegistry
 from tests.waiting import wait_until
 
-from .conftest import RUNGS, Node, blob, layout_of, lazyfs, manifest_of, succeed
+from .conftest import RUNGS, Node, assert_error, blob, layout_of, lazyfs, manifest_of, succeed
 
 pytestmark = pytest.mark.root
 SAID = "ready small\n"
@@ -171,6 +171,16 @@ def test_a_pack_comes_in_each_mount_mode(
     assert shown == {path: (other / path).read_bytes() for path in files}
     node.umount(view)
     plain.umount(other)
+
+
+def test_a_pack_that_an_image_got_while_the_node_ran(
+    profile: Path, copied_small: str, make_node: Callable[..., Node]
+) -> None:
+    node = make_node()
+    assert_error(node("cache", "warm", "--pack", copied_small), 3, "has no launch pack")
+    succeed(lazyfs("profile", "attach", profile, copied_small))
+    succeed(node("cache", "warm", "--pack", copied_small))
+    assert [launch["state"] for launch in launches(node)] == ["done"]
 
 
 def test_two_requests_with_a_list_of_referrers(
