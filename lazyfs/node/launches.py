@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lazyfs.errors import BadInputError, LazyfsError
+from lazyfs.errors import BadInputError, LazyfsError, NodeError
 from lazyfs.formats.oci import Manifest, parse_manifest
 from lazyfs.formats.oci_descriptor import Descriptor, PackLocation, parse_digest
 from lazyfs.formats.oci_types import PACK_ANNOTATION, PACK_TYPE
@@ -256,11 +256,15 @@ class LaunchDevice:
                 answer.set_result(fetched.result())
 
         def look(_: "Future[None]") -> None:
-            here = self._device.peek(offset, length)
-            if here is not None:
-                answer.set_result(here)
-            else:  # in another frame, or it did not come after all
-                self.request(offset, length, refusable=refusable).add_done_callback(pass_on)
+            try:
+                here = self._device.peek(offset, length)
+                if here is not None:
+                    answer.set_result(here)
+                else:  # in another frame, or it did not come after all
+                    self.request(offset, length, refusable=refusable).add_done_callback(pass_on)
+            except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
+                log.exception("%d bytes at %d", length, offset)
+                answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
 
         arrival.add_done_callback(look)
         return answer

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from lazyfs.errors import StoreError
+from lazyfs.errors import NodeError, StoreError
 from lazyfs.formats import pack
 from lazyfs.formats.chunks import UNIT_SIZE
 from lazyfs.formats.oci import Manifest
@@ -23,7 +23,7 @@ from lazyfs.node.pack_stream import PackStream
 from lazyfs.stores import Store
 
 from .launch_rig import KIB, LENGTHS, PACK, PackStore, Rig
-from .samples import PATIENCE, Layer, no_thread
+from .samples import PATIENCE, Layer, failing, no_thread
 
 ALL_OF_FIRST = 4 + 16 + 1 + 1 + 10
 HOT = [(0, unit) for unit in (3, 5, 6, 4, 20, 21, 22)] + [(1, 0), (1, 2), (0, 0)]
@@ -219,6 +219,23 @@ def test_a_launch_that_is_stopped_ends(rig: Callable[..., Rig]) -> None:
     one.store.allow(1 << 60)
     assert launch.finished.wait(PATIENCE)
     assert waiting.result(PATIENCE) == one.layers[0].device[:10]
+
+
+def test_a_defect_when_it_arrives_is_an_error_of_who_waits(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PackStream, "is_soon", lambda *_: True)
+    one = rig()
+    one.store.allow(0)
+    launch = one.begin()
+    one.store.allow(len(one.store.data) - 8 * KIB)
+    one.bind(launch)
+    waiting = one.devices[0].request(0, 10)
+    monkeypatch.setattr(one.caches[0], "read", lambda *_: failing(MemoryError())(0, 0))
+    one.store.allow(1 << 60)
+    with pytest.raises(NodeError, match="MemoryError"):
+        waiting.result(PATIENCE)
+    assert launch.finished.wait(PATIENCE)
 
 
 def test_read_ahead_is_refused_once_while_a_pack_comes(rig: Callable[..., Rig]) -> None:
