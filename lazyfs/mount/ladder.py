@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lazyfs.config import NodePaths, read_settings
+from lazyfs.config import NodePaths, boot_id, read_settings
 from lazyfs.errors import UnsupportedError, UsageError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ TREE = "tree"
 MODES = (AUTO, FILE, LOOP, TREE)
 
 _VERSION = 1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def preferred_mode(paths: NodePaths) -> str:
 
 def look(paths: NodePaths) -> list[Rung]:
     """What each rung is good for, as it was found since this boot. NodeError where only root can look."""
-    boot = _BOOT_ID.read_text().strip()
+    boot = boot_id().decode()
     known = _remembered(paths.ladder, boot)
     if known is not None:
         return known
