@@ -161,7 +161,7 @@ class _Service:
         while True:
             try:
                 await trio.lowlevel.wait_readable(keeper)
-                said, _ = link.receive(keeper)
+                said = link.hear(keeper)
                 if said.get("do") == "ping":
                     link.send(keeper, {"say": "pong"})
                 elif said.get("do") == "end":

@@ -64,7 +64,7 @@ class KeeperClient:
             connection.settimeout(timeout)
             try:
                 link.send(connection, values)
-                answer, _ = link.receive(connection)
+                answer = link.hear(connection)
             except (EOFError, OSError) as error:
                 raise NodeError(
                     f"the keeper of {self._paths.root} did not answer", hint=f"see {self._paths.log}"

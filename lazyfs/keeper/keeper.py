@@ -161,7 +161,7 @@ class Keeper:
     def _listen(self, daemon: Daemon) -> None:
         try:
             while True:
-                said, _ = link.receive(daemon.link)
+                said = link.hear(daemon.link)
                 self._heard(daemon, said)
         except BlockingIOError:
             return
@@ -305,7 +305,7 @@ class Keeper:
             return
         asking.settimeout(1.0)
         try:
-            asked, _ = link.receive(asking)
+            asked = link.hear(asking)
         except (EOFError, OSError):
             asking.close()
             return

@@ -61,13 +61,25 @@ def receive(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raw, descriptors, _, _ = socket.recv_fds(link, MAX_MESSAGE, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError as error:
         raise EOFError from error
+    return _decoded(raw), descriptors
+
+
+def hear(link: socket.socket) -> dict[str, Any]:
+    """The next message alone: descriptors that nobody expects are not taken. EOFError as from `receive`."""
+    try:
+        return _decoded(link.recv(MAX_MESSAGE))
+    except ConnectionResetError as error:
+        raise EOFError from error
+
+
+def _decoded(raw: bytes) -> dict[str, Any]:
     if not raw:
         raise EOFError
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError):
         values = None
-    return values if isinstance(values, dict) else {}, descriptors
+    return values if isinstance(values, dict) else {}
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -62,3 +62,20 @@ def test_pauses_grow_for_who_fails_alone() -> None:
     killed = [pause_after(count, innocent=True) for count in range(12)]
     assert killed[0] == 0.0
     assert max(killed) == LONGEST_PAUSE_INNOCENT
+
+
+def test_a_daemon_cannot_fill_the_keeper_with_descriptors(keeper: Keeper) -> None:
+    """It may be anybody's by now."""
+    ours, theirs = link.pair()
+    daemon = adopted(os.getpid(), ours, ours=False, stage=SERVING)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        link.send(theirs, {"say": "pong"}, [theirs.fileno()])
+    daemon.unanswered = 1
+    keeper._listen(daemon)
+    assert daemon.unanswered == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    theirs.close()
+    daemon.reap()
+    keeper.close()
+    keeper._control.close()
