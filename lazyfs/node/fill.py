@@ -101,10 +101,13 @@ class Filler:
     def _run(self) -> None:
         while (layer := self._next()) is not None:
             fetcher, cache = layer
+            unjudged = False
             try:
-                judge = self._known.get(fetcher) if self._fill(fetcher, cache) else None
-                if judge is not None:
-                    judge(partial(self._goes_on, fetcher))
+                if self._fill(fetcher, cache):
+                    judge = self._known.get(fetcher)
+                    unjudged = judge is None
+                    if judge is not None:
+                        judge(partial(self._goes_on, fetcher))
             except StoreError as error:
                 # Others first: their stores may answer.
                 log.info("filling waits: %s", error)
@@ -118,7 +121,10 @@ class Filler:
             except Exception:  # other layers must still be filled
                 log.exception("filling a layer")
             with self._changed:
-                self._known.pop(fetcher, None)
+                if unjudged and self._known.get(fetcher) is not None:
+                    self._waiting.append(layer)  # who wants it judged came just now
+                else:
+                    self._known.pop(fetcher, None)
 
     def _next(self) -> tuple[Fetcher, LayerCache] | None:
         with self._changed:

@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from lazyfs.errors import IntegrityError, LazyfsError, StoreError
-from lazyfs.node.fill import Filler
+from lazyfs.node.fetch import Fetcher
+from lazyfs.node.fill import Filler, Judge
 from tests.waiting import wait_until
 
 from .conftest import Rig
@@ -155,3 +157,22 @@ def test_filling_begins_when_a_thread_can_be_had(
     wait_until(done(filling))
     each.fetcher.wait_kept(PATIENCE)
     assert all(has(each.cache, index) for index in range(4))
+
+
+def test_who_wants_a_layer_judged_just_when_it_is_done_is_heard(
+    rig: Make, filler: MakeFiller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = rig([40 * KIB] * 4)
+    filling, judged = filler(each), threading.Event()
+
+    class JustThen(dict[Fetcher, Judge | None]):
+        def get(self, key: Fetcher, default: Any = None) -> Any:
+            found = super().get(key, default)
+            if found is None and key in self:
+                filling.add(each.fetcher, each.cache, lambda go_on: judged.set())
+            return found
+
+    monkeypatch.setattr(filling, "_known", JustThen())
+    filling.add(each.fetcher, each.cache)
+    assert judged.wait(PATIENCE)
+    wait_until(done(filling))
