@@ -95,8 +95,12 @@ def send_early(paths: NodePaths, reference: str, *, fill: bool) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         connection = connect(paths.socket)
-        request = encode("POST", IMAGES, image_request(paths, reference, fill=fill, command=""))
-        connection.sendall(request)
+        try:
+            request = encode("POST", IMAGES, image_request(paths, reference, fill=fill, command=""))
+            connection.sendall(request)
+        except BaseException:
+            connection.close()
+            raise
     except BaseException:
         os.close(lock)
         raise

@@ -4,6 +4,7 @@ import fcntl
 import json
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from lazyfs.cli.early import ask_early
 from lazyfs.config import NodePaths
 from lazyfs.daemon import request
 from lazyfs.daemon.client import DaemonClient, DaemonGoneError, NoDaemonError, locked
-from lazyfs.errors import BusyError
+from lazyfs.errors import BusyError, UnsupportedError
 from tests.waiting import wait_until
 
 REFERENCE = "docker://registry/app:v1"
@@ -149,3 +150,21 @@ def test_what_was_opened_stays_until_it_is_taken(paths: NodePaths, listener: Lis
     with locked(paths.use_lock, fcntl.LOCK_EX, 0.0):  # a node that is about to end
         ask_early(words_of(paths, REFERENCE))
     assert DaemonClient(paths).open_image(REFERENCE, command="")["number"] == 2
+
+
+def test_a_machine_that_can_show_no_image(
+    paths: NodePaths, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said when the command line is understood; until then nothing stays open."""
+
+    def no_mode(*_: object) -> str:
+        raise UnsupportedError("this machine can show no image")
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr("lazyfs.daemon.request.choose_mode", no_mode)
+        with warnings.catch_warnings(record=True) as left:
+            warnings.simplefilter("always", ResourceWarning)
+            ask_early(words_of(paths, REFERENCE))
+        with pytest.raises(UnsupportedError), locked(paths.use_lock, fcntl.LOCK_EX, 0.0):
+            DaemonClient(paths).open_image(REFERENCE, command="")
+    assert left == []
