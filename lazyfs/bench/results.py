@@ -109,7 +109,9 @@ def read_results(file: Path) -> Results:
     except OSError as error:
         raise NotFoundError(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{file} is not JSON: {error}") from error
+        raise BadInputError(
+            f"{file} is not JSON", hint="`lazyfs bench start -o FILE` writes what can be compared"
+        ) from error
     try:
         return _read(values)
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -150,7 +150,14 @@ class LayoutStore:
 
     def _create(self) -> None:
         with explained(str(self._directory)):
-            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+                kind = NotFoundError if isinstance(error, FileNotFoundError) else StoreError
+                raise kind(
+                    f"{self._directory} cannot be made: {error.strerror}",
+                    hint="an OCI layout is a directory: name one, or oci-archive:FILE",
+                ) from error
             with locked(self._directory / "oci-layout", _LOCK_TIMEOUT, create=True) as lock:
                 # Written in place and not by renaming: it is the lock.
                 if os.fstat(lock).st_size == 0:

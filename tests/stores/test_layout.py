@@ -390,3 +390,13 @@ def test_skopeo_does_not_mind_a_blob_that_is_being_written(store: Store, tmp_pat
 def test_a_descriptor_of_a_missing_manifest_says_so(store: Store) -> None:
     with pytest.raises(StoreError, match="no tag may lead to it"):
         store.put_tag("v1", Descriptor(OCI_MANIFEST, sha256_digest(b"absent"), 6))
+
+
+def test_a_layout_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in ("file", "file/below"):
+        with pytest.raises(StoreError, match=r"cannot be made: (File exists|Not a directory)") as caught:
+            LayoutStore(tmp_path / place, create=True)
+        assert "is a directory" in caught.value.hint
+    with pytest.raises(NotFoundError, match="/proc/here cannot be made"):
+        LayoutStore(Path("/proc/here"), create=True)
