@@ -11,6 +11,8 @@ from lazyfs.formats.oci_types import FOREIGN_LAYER_TYPES, INDEX_TYPES, MANIFEST_
 from lazyfs.stores import Store
 from lazyfs.stores.base import Adopting
 
+OnPiece = Callable[[Descriptor, int], None]
+
 MAX_NESTING = 4
 # Where cosign puts signatures, attestations and SBOMs unless it is told to use referrers.
 _COSIGN_TAGS = (".sig", ".att", ".sbom")
@@ -21,24 +23,26 @@ def copy_tree(
     descriptor: Descriptor,
     target: Store,
     on_blob: Callable[[Descriptor, bool], None] = lambda *_: None,
+    on_piece: OnPiece = lambda *_: None,
     nesting: int = MAX_NESTING,
 ) -> Descriptor:
-    """Copy a manifest or an index with all that it leads to; `on_blob` hears of each blob, and if it was copied.
+    """Copy a manifest or an index with all that it leads to; `on_blob` hears of each blob, and if it was copied;
+    `on_piece` of so many bytes of one that are.
 
     Digests are proved on the way. Foreign layers that the source does not hold are left out, as by skopeo.
     """
     if descriptor.media_type in INDEX_TYPES and nesting:
         data = source.get_document(descriptor)
         for child in parse_index(data).manifests:
-            copy_tree(source, child, target, on_blob, nesting - 1)
+            copy_tree(source, child, target, on_blob, on_piece, nesting - 1)
         return target.put_document(data, descriptor.media_type)
     if descriptor.media_type in MANIFEST_TYPES:
         data = source.get_document(descriptor)
         manifest = parse_manifest(data)
         for blob in (*manifest.layers, manifest.config):
-            on_blob(blob, copy_blob(source, blob, target))
+            on_blob(blob, copy_blob(source, blob, target, on_piece))
         return target.put_document(data, descriptor.media_type)
-    on_blob(descriptor, copy_blob(source, descriptor, target))
+    on_blob(descriptor, copy_blob(source, descriptor, target, on_piece))
     return descriptor
 
 
@@ -47,6 +51,7 @@ def copy_attached(
     image: Descriptor,
     target: Store,
     on_blob: Callable[[Descriptor, bool], None] = lambda *_: None,
+    on_piece: OnPiece = lambda *_: None,
 ) -> int:
     """Copy what refers to a copied image, or to an image of the index: launch packs, signatures, SBOMs. How many?
 
@@ -59,28 +64,30 @@ def copy_attached(
     with suppress(UnsupportedError):
         for subject in subjects:
             for artifact in source.referrers(subject.digest, ""):
-                copy_tree(source, artifact, target, on_blob)
+                copy_tree(source, artifact, target, on_blob, on_piece)
                 target.put_referrer(subject, artifact)
                 count += 1
             for suffix in _COSIGN_TAGS:
                 count += _copy_tagged(
-                    source, f"sha256-{parse_digest(subject.digest)}{suffix}", target, on_blob
+                    source, f"sha256-{parse_digest(subject.digest)}{suffix}", target, on_blob, on_piece
                 )
     return count
 
 
-def _copy_tagged(source: Store, tag: str, target: Store, on_blob: Callable[[Descriptor, bool], None]) -> bool:
+def _copy_tagged(
+    source: Store, tag: str, target: Store, on_blob: Callable[[Descriptor, bool], None], on_piece: OnPiece
+) -> bool:
     try:
         artifact = source.resolve(tag)
     except NotFoundError:
         return False
-    copied = copy_tree(source, artifact, target, on_blob)
+    copied = copy_tree(source, artifact, target, on_blob, on_piece)
     # The type tells it from an image in a list of names.
     target.put_tag(tag, replace(copied, artifact_type=artifact.artifact_type or copied.media_type))
     return True
 
 
-def copy_blob(source: Store, blob: Descriptor, target: Store) -> bool:
+def copy_blob(source: Store, blob: Descriptor, target: Store, on_piece: OnPiece = lambda *_: None) -> bool:
     """Copy one blob unless the target has it; was it copied? IntegrityError if it is not what it should be."""
     if target.has(blob.digest) == blob.size:
         return False
@@ -90,6 +97,7 @@ def copy_blob(source: Store, blob: Descriptor, target: Store) -> bool:
         with target.writer() as writer, closing(source.stream(blob.digest)) as pieces:
             for piece in pieces:
                 writer.write(piece)
+                on_piece(blob, len(piece))
             writer.commit(blob.digest)
     except NotFoundError:
         if blob.media_type in FOREIGN_LAYER_TYPES:

@@ -161,6 +161,7 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
       lazyfs copy oci:./lazy:app oci:/srv/images:app
     """
     from converter import copy_attached, copy_tree
+    from lazyfs.cli.progress import Copying
     from lazyfs.formats.oci_descriptor import Descriptor
     from lazyfs.stores import open_store, parse_reference
 
@@ -170,14 +171,18 @@ def copy(source: str, destination: str, stores: "StoreOptions", as_json: bool) -
 
     def on_blob(blob: Descriptor, was_copied: bool) -> None:
         (copied if was_copied else present).append(blob)
+        shown.done(blob, was_copied)
 
     tag = to_reference.tag_to_write()
+    shown = Copying(quiet=as_json)
     with (
         open_store(from_reference, options=stores) as from_store,
         open_store(to_reference, create=True, options=stores) as to_store,
+        shown,
     ):
-        top = copy_tree(from_store, from_store.resolve(from_reference.selector), to_store, on_blob)
-        artifacts = copy_attached(from_store, top, to_store, on_blob)
+        wanted = from_store.resolve(from_reference.selector)
+        top = copy_tree(from_store, wanted, to_store, on_blob, shown.advanced)
+        artifacts = copy_attached(from_store, top, to_store, on_blob, shown.advanced)
         to_store.put_tag(tag, top)
     if as_json:
         print_json(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from converter import LayerProof, LayerReport
+    from lazyfs.formats.oci_descriptor import Descriptor
 
 
 class Lines(AbstractContextManager["Lines"]):
@@ -37,24 +38,7 @@ class Terminal(AbstractContextManager["Terminal"]):
     """A bar for each layer with bytes, rate and time left."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        self._bars: Bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
+        self._bars = _bars()
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> "Terminal":
@@ -75,6 +59,63 @@ class Terminal(AbstractContextManager["Terminal"]):
     def done(self, number: int, count: int, report: "LayerReport | LayerProof") -> None:
         self._bars.remove_task(self._tasks.pop(number))
         self._bars.console.print(describe(number, count, report), highlight=False)
+
+
+def _bars() -> "Bars":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class Copying(AbstractContextManager["Copying"]):
+    """A line for each blob that was copied; on a terminal a bar before that."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bars: Bars | None = None if quiet or not sys.stderr.isatty() else _bars()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Copying":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def advanced(self, blob: "Descriptor", size: int) -> None:
+        if self._bars is None:
+            return
+        if blob.digest not in self._tasks:
+            self._tasks[blob.digest] = self._bars.add_task(f"blob {short(blob.digest)}", total=blob.size)
+        self._bars.advance(self._tasks[blob.digest], size)
+
+    def done(self, blob: "Descriptor", was_copied: bool) -> None:
+        line = f"blob {short(blob.digest)}: {byte_words(blob.size)} {'copied' if was_copied else 'was there'}"
+        if self._bars is not None:
+            if blob.digest in self._tasks:
+                self._bars.remove_task(self._tasks.pop(blob.digest))
+            self._bars.console.print(line, highlight=False)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)
 
 
 def describe(number: int, count: int, report: "LayerReport | LayerProof") -> str:

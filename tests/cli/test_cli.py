@@ -332,16 +332,30 @@ def test_a_proof_tells_of_each_layer_that_it_read(image: str) -> None:
     assert lazyfs("check", "--json", image, "--against", original).stderr == ""
 
 
-def test_bars_are_drawn_on_a_terminal(image: str) -> None:
+def on_terminal(*words: str) -> str:
+    """What a command that succeeds shows on standard error."""
     ours, theirs = os.openpty()
     try:
-        result = lazyfs("check", image, capture_output=False, stdout=subprocess.PIPE, stderr=theirs)
+        result = lazyfs(*words, capture_output=False, stdout=subprocess.DEVNULL, stderr=theirs)
     finally:
         os.close(theirs)
     try:
         shown = os.read(ours, 1 << 16).decode()
     finally:
         os.close(ours)
-    assert result.stdout.startswith("ok: ")
+    assert result.returncode == 0, shown
+    return shown
+
+
+def test_a_copy_tells_of_each_blob(image: str, tmp_path: Path) -> None:
+    words = ("copy", image, f"oci:{tmp_path}/copy:app")
+    assert re.search(r"blob [0-9a-f]{12}: .* copied", on_terminal(*words))
+    again = lazyfs(*words)
+    assert re.fullmatch(r"(blob [0-9a-f]{12}: [\d.]+ k?B was there\n)+", again.stderr)
+    assert lazyfs(*words, "--json").stderr == ""
+
+
+def test_bars_are_drawn_on_a_terminal(image: str) -> None:
+    shown = on_terminal("check", image)
     assert re.search(r"layer 1/1 [0-9a-f]{12} .*━.* kB", shown)
     assert re.search(r"layer 1/1 [0-9a-f]{12}: .* read", shown)
