@@ -60,7 +60,7 @@ class LayerFiles:
         try:
             self._prepare()
         except OSError as error:
-            self._shared.failed(self, error)
+            self._shared.failed(self, self.home, error)
 
     @property
     def used(self) -> npt.NDArray[np.uint32]:
@@ -135,8 +135,9 @@ class LayerFiles:
                 return
             self._syncing = np.frombuffer(bytes(self._map.states), np.uint8) == WRITTEN
             close, self._unsynced = self._unsynced, None
+            place, data = self.home, self._data
         try:
-            with self._files.open(self._data) as descriptor:
+            with self._files.open(data) as descriptor:
                 os.fdatasync(descriptor)
             self._settle(DURABLE)
             self._map.save_times()
@@ -145,7 +146,7 @@ class LayerFiles:
             # The kernel reports a lost write once and then takes its pages for clean (fsync(2)).
             with suppress(OSError):
                 self._settle(DOUBTFUL)
-            self._shared.failed(self, error)
+            self._shared.failed(self, place, error)
             raise
         finally:
             with self._lock:
@@ -203,6 +204,7 @@ class LayerFiles:
         """The map for its marks, if the chunk may be written to inside; nobody drops it then."""
         try:
             with self._lock:
+                place = self.home
                 if not self._ready:
                     self._prepare()
                 if self._unsynced is None:
@@ -215,11 +217,11 @@ class LayerFiles:
                 yield home if admitted else None
             finally:
                 if admitted:
-                    self._shared.arrived(self, size)
+                    self._shared.arrived(place, size)
                     with self._lock:
                         self._writing -= Counter((index,))
         except OSError as error:
-            self._shared.failed(self, error)
+            self._shared.failed(self, place, error)
             raise
 
     def _write(self, offset: int, plain: bytes) -> None:

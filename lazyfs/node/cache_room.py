@@ -52,9 +52,9 @@ class CacheRoom:
                 return directory
         return None
 
-    def at(self, layer: LayerFiles) -> CacheDirectory | None:
-        """The directory of a layer that is open."""
-        return self._by_path.get(layer.home)
+    def at(self, home: str) -> CacheDirectory | None:
+        """The directory of a layer that is open, by its `home`."""
+        return self._by_path.get(home)
 
     def place(self, name: str) -> CacheDirectory:
         """The directory in which the layer lies, or is to lie."""
@@ -63,7 +63,7 @@ class CacheRoom:
 
     def admit(self, layer: LayerFiles, size: int) -> bool:
         """See `Surroundings.admit`."""
-        directory = self.at(layer)
+        directory = self.at(layer.home)
         if directory is None:
             return True
         size += _EDGES
@@ -79,16 +79,16 @@ class CacheRoom:
             self.make_soon(directory)
         return not full
 
-    def arrived(self, layer: LayerFiles, size: int) -> None:
+    def arrived(self, home: str, size: int) -> None:
         """See `Surroundings.arrived`."""
-        directory = self.at(layer)
+        directory = self.at(home)
         if directory is not None:
             with self._lock:
                 directory.arriving = max(0, directory.arriving - size - _EDGES)
 
     def is_spare(self, layer: LayerFiles) -> bool:
         """May what nobody has asked for be kept, so that nothing will have to go for it?"""
-        directory = self.at(layer)
+        directory = self.at(layer.home)
         return directory is None or directory.used < directory.limit * SPARE_WATER
 
     def set_limit(self, limit: Limit) -> None:

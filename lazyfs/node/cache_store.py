@@ -241,8 +241,8 @@ class NodeCache(Surroundings):
         self.on_write()
         return self.room.admit(cache, size)
 
-    def arrived(self, cache: LayerFiles, size: int) -> None:
-        self.room.arrived(cache, size)
+    def arrived(self, home: str, size: int) -> None:
+        self.room.arrived(home, size)
 
     def elsewhere(self, cache: LayerCache, index: int) -> Mapping[int, bytes]:
         self._indexed.result()
@@ -264,9 +264,9 @@ class NodeCache(Surroundings):
             self._copied_bytes += sum(map(len, found.values()))
         return found
 
-    def failed(self, cache: LayerFiles, error: OSError) -> None:
-        directory = self.room.at(cache)
-        if directory is None:
+    def failed(self, cache: LayerFiles, home: str, error: OSError) -> None:
+        directory = self.room.at(home)
+        if directory is None or cache.home != home:  # it has moved meanwhile, for the same reason
             return
         if error.errno in _FULL:
             self.room.make_soon(directory, directory.used // 16)

@@ -24,15 +24,15 @@ class Surroundings:
         """Is there room for so many bytes more?"""
         return True
 
-    def arrived(self, cache: "LayerFiles", size: int) -> None:
-        """What was admitted is written, or never will be."""
+    def arrived(self, home: str, size: int) -> None:
+        """What was admitted while the layer lay in this directory is written, or never will be."""
 
     def elsewhere(self, cache: "LayerCache", index: int) -> Mapping[int, bytes]:
         """Units of a chunk that another layer has, proved."""
         return {}
 
-    def failed(self, cache: "LayerFiles", error: OSError) -> None:
-        """The disk did not take something."""
+    def failed(self, cache: "LayerFiles", home: str, error: OSError) -> None:
+        """The disk did not take something that was begun while the layer lay in this directory."""
 
     def damaged(self, cache: "LayerCache", index: int) -> None:
         """The disk gave other bytes for a chunk than it was given."""

@@ -4,18 +4,19 @@ import errno
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from lazyfs.node import cache_directory
+from lazyfs.node import cache_directory, cache_layer
 from lazyfs.node.cache_directory import CacheDirectory
 from lazyfs.node.cache_settings import Limit
 from lazyfs.node.cache_store import NodeCache
 
 from .caches import PLENTY, Nodes, fill, name, present
-from .samples import BOOT, KIB, Layer
+from .samples import BOOT, KIB, PATIENCE, Layer
 
 
 def test_layers_are_shared_out_by_weight(node: Nodes) -> None:
@@ -181,3 +182,32 @@ def test_a_full_disk_makes_room_by_itself(node: Nodes, monkeypatch: pytest.Monke
         each.put(3, layer.plain(3))
     assert made.wait(20)
     assert 0 < present(each).count(False) <= 8
+
+
+def test_a_disk_that_fails_under_many_writers_costs_no_other_disk(
+    node: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them fails, the layer moves once, and what was about to be written is counted where that was."""
+    cache = node(PLENTY, PLENTY, PLENTY)
+    layer = Layer([64 * KIB] * 4)
+    each = cache.open(name(1), layer.chunks)
+    bad = next(directory for directory in cache.directories if directory.path == each.directory.parent)
+    barrier = threading.Barrier(4)
+
+    def write_all(*_: object) -> None:
+        barrier.wait(PATIENCE)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def put(index: int) -> None:
+        with pytest.raises(OSError, match="Input/output"):
+            each.put(index, layer.plain(index))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(cache_layer, "write_all", write_all)
+        with ThreadPoolExecutor(4) as writers:
+            list(writers.map(put, range(4)))
+    assert [directory.broken for directory in cache.directories].count(True) == 1
+    assert bad.broken
+    assert [directory.arriving for directory in cache.directories] == [0, 0, 0]
+    fill(each, layer)
+    assert all(present(each))
