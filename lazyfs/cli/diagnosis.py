@@ -137,7 +137,7 @@ def _daemon(paths: NodePaths) -> Finding:
         return Finding("daemon", not running, found, "the next command starts a keeper, or --repair does")
     serves = any(each["stage"] == "serving" for each in keeper["daemons"])
     found = f"runs as {keeper['user']}" if serves else f"does not serve: {keeper['last_end'] or 'it starts'}"
-    return Finding("daemon", serves, f"{found}; {keeper['restarts']} restarts", f"see {paths.log}")
+    return Finding("daemon", serves, f"{found}; restarts: {keeper['restarts']}", f"see {paths.log}")
 
 
 def _leftovers(paths: NodePaths) -> Finding:

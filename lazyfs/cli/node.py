@@ -62,7 +62,7 @@ def _render(values: dict[str, Any]) -> str:
         )
     keeper = values.get("keeper", {})
     if keeper.get("restarts"):
-        lines.append(f"  restarted {keeper['restarts']} times; last, {keeper['last_end']}")
+        lines.append(f"  restarts: {keeper['restarts']}; last, {keeper['last_end']}")
     layers = {layer["device"]: layer for layer in values["layers"]}
     for image in values["images"]:
         total = sum(layers[number]["bytes"] for number in image["layers"])

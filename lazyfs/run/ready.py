@@ -155,10 +155,14 @@ class Started:
                 if self.probe.kind == "log" and self._seen.is_set():
                     break
                 raise NodeError(
-                    f"the container ended before it was ready ({self.probe}), with code {self.process.returncode}"
+                    f"the container ended before it was ready ({self.probe}), with code {self.process.returncode}",
+                    hint="see what it said above; --ready exit takes its end as the moment",
                 )
             if time.monotonic() > deadline:
-                raise NodeError(f"the container did not get ready ({self.probe}) in time")
+                raise NodeError(
+                    f"the container did not get ready ({self.probe}) in time",
+                    hint="see what it said above; --timeout gives it longer",
+                )
             if pause:
                 time.sleep(pause)
         return (self._said_at or time.monotonic()) - self.began
@@ -170,7 +174,10 @@ class Started:
         try:
             code = self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise NodeError("the container did not end in time") from None
+            raise NodeError(
+                "the container did not end in time",
+                hint="--timeout gives it longer; --ready says when a server is ready",
+            ) from None
         if code:
             raise NodeError(f"the container ended with code {code}")
         return time.monotonic() - self.began

@@ -271,7 +271,15 @@ def test_status_tells_hits_from_waste(profile: Path, copied_small: str, node: No
         (
             ["{image}", "--no-attach", "--ready", "exec:false", "--timeout", "60"],
             7,
-            "ended before it was ready",
+            "--ready exit takes its end",
+        ),
+        (
+            [
+                *("{image}", "--no-attach", "--ready", "exec:false", "--timeout", "0.5"),
+                *("--run", "--entrypoint sh", "--", "-c", "trap exit TERM; sleep 20 & wait"),
+            ],
+            7,
+            "--timeout gives it longer",
         ),
     ],
 )

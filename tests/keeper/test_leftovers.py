@@ -38,7 +38,7 @@ def test_a_living_node_leaves_nothing(mounted: Mounted) -> None:
     assert find_leftovers(mounted.paths) == []
     said = doctor(mounted.paths)
     assert "leftovers: nothing is left behind" in said
-    assert "daemon: runs as root; 0 restarts" in said
+    assert "daemon: runs as root; restarts: 0" in said
 
 
 def test_a_node_that_was_killed_as_a_whole(mounted: Mounted, tmp_path: Path) -> None:
