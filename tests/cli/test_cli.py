@@ -222,6 +222,30 @@ def test_json(image: str) -> None:
     assert converted.stderr == ""
 
 
+def test_json_is_what_is_documented(image: str, tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "operations.md").read_text()
+    app_image = image.replace(":lazy", ":app")
+    for words in (
+        ["convert", app_image, f"oci:{tmp_path}/new:app"],
+        ["copy", image, f"oci:{tmp_path}/copied:app"],
+        ["check", image],
+        ["diff", image, image],
+        ["inspect", image],
+        ["install", "containerd", "--dry-run", "--prefix", str(tmp_path)],
+    ):
+        (row,) = re.findall(rf"^\| `{words[0]}` \| (.*) \|$", text, re.MULTILINE)
+        values = json.loads(lazyfs(*words, "--json").stdout)
+        documented = set(re.findall(r"`(\w+)`", row))
+        assert set(values) <= documented
+        within = {name for value in values.values() if isinstance(value, list) for name in names_in(value)}
+        missing = documented - set(values) - within
+        assert missing == set(), words
+
+
+def names_in(values: list[Any]) -> set[str]:
+    return set().union(*(each for each in values if isinstance(each, dict)))
+
+
 def test_inspect_and_check_for_people(image: str) -> None:
     layout = image.split(":")[1]
     assert "sha256:" in lazyfs("inspect", image).stdout
