@@ -45,7 +45,10 @@ def find_pack(
         return executor.submit(_look_up, store, descriptor.digest).result(LOOK_UP_SECONDS)
     except FutureTimeoutError:
         log.warning("%s does not say whether %s has a launch pack", store.url, descriptor.digest)
-    except LazyfsError as error:
+    except (
+        LazyfsError,
+        RuntimeError,
+    ) as error:  # RuntimeError: no thread can be started, or the node is closing
         log.warning("looking for a launch pack of %s: %s", descriptor.digest, error)
     return None
 

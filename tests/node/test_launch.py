@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -17,7 +18,7 @@ from lazyfs.formats.oci_types import OCI_MANIFEST
 from lazyfs.node import launches
 from lazyfs.node.device import AskForLessError
 from lazyfs.node.launch import Launch
-from lazyfs.node.launches import Launches
+from lazyfs.node.launches import Launches, find_pack
 from lazyfs.node.pack_places import PAGE
 from lazyfs.node.pack_stream import PackStream
 from lazyfs.stores import Store
@@ -283,14 +284,14 @@ def test_two_who_begin_at_once_begin_one_launch(
     one, barrier = rig(), threading.Barrier(2)
     begun = Launches(tmp_path, one.timeline)
 
-    def find_pack(*_: object) -> PackLocation:
+    def found_pack(*_: object) -> PackLocation:
         barrier.wait(PATIENCE)
         return PackLocation(PACK, len(one.store.data))
 
     def begin(_: int) -> Launch | None:
         return begun.begin(cast(Store, one.store), Descriptor(OCI_MANIFEST, PACK, 1), cast(Manifest, None))
 
-    monkeypatch.setattr(launches, "find_pack", find_pack)
+    monkeypatch.setattr(launches, "find_pack", found_pack)
     with ThreadPoolExecutor(2) as both:
         found = list(both.map(begin, range(2)))
     assert found.count(None) == 1
@@ -307,6 +308,9 @@ def test_without_threads_a_start_goes_without_its_pack(
     monkeypatch.setattr(launches, "find_pack", lambda *_: PackLocation(PACK, len(one.store.data)))
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     image = Descriptor(OCI_MANIFEST, PACK, 1)
+    with ThreadPoolExecutor(1) as executor:
+        manifest = cast(Manifest, SimpleNamespace(layers=()))
+        assert find_pack(cast(Store, one.store), image, manifest, executor) is None
     assert begun.begin(cast(Store, one.store), image, cast(Manifest, None)) is None
     assert begun.of(PACK) is None
     begun.close()
