@@ -127,10 +127,6 @@ class LayerCache(LayerFiles):
         """
         return self._put(index, plain, len(plain))
 
-    def put_unit(self, index: int, unit: int, plain: bytes) -> bool:
-        """As `put_units`, for one."""
-        return self.put_units(index, {unit: plain})
-
     def put_units(
         self, index: int, units: Mapping[int, bytes], digests: Mapping[int, bytes] | None = None
     ) -> bool:

@@ -228,8 +228,8 @@ def test_units_come_one_by_one(directory: Path, layer: Layer) -> None:
     assert cache.read(UNIT_SIZE, UNIT_SIZE) == units[1]
     assert cache.read(3 * UNIT_SIZE, len(units[3])) == units[3]
     assert cache.read(UNIT_SIZE - 1, 2) is None
-    assert cache.put_unit(0, 0, units[0])
-    assert cache.put_unit(0, 2, units[2])
+    assert cache.put_units(0, {0: units[0]})
+    assert cache.put_units(0, {2: units[2]})
     assert cache.missing_units(0) == []
     assert has(cache, 0)
     cache.close()
@@ -237,7 +237,7 @@ def test_units_come_one_by_one(directory: Path, layer: Layer) -> None:
 
 def test_a_chunk_over_some_of_its_units(directory: Path, layer: Layer) -> None:
     cache = LayerCache(directory, layer.chunks, BOOT)
-    cache.put_unit(0, 2, units_of(layer, 0)[2])
+    cache.put_units(0, {2: units_of(layer, 0)[2]})
     assert cache.put(0, layer.plain(0))
     assert present(cache) == [True, False, False]
     cache.close()

@@ -96,7 +96,7 @@ chunks = st.integers(0, len(LENGTHS) - 1)
 
 def put_unit(cache: LayerCache, index: int, number: int) -> None:
     units = split(LAYER.plain(index))
-    cache.put_unit(index, number % len(units), units[number % len(units)])
+    cache.put_units(index, {number % len(units): units[number % len(units)]})
 
 
 actions: st.SearchStrategy[Action] = st.one_of(

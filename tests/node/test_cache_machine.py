@@ -97,7 +97,7 @@ class CacheMachine(RuleBasedStateMachine):
     def put_unit(self, index: int, number: int) -> None:
         plain = split(LAYER.plain(index))
         if number in self.cache.missing_units(index):
-            assert self.cache.put_unit(index, number, plain[number])
+            assert self.cache.put_units(index, {number: plain[number]})
             self.model[self.units(index)[number]] = Is.WRITTEN
 
     @rule(indexes=st.sets(chunks))

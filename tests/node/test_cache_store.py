@@ -32,7 +32,7 @@ def test_units_are_shared_too(node: Nodes) -> None:
     assert second.recheck(0) is None
     assert second.missing_units(0) == [0, 1, 3, 4, 5]
     second.put_units(0, {number: units[number] for number in (0, 1, 3, 4)})
-    first.put_unit(0, 5, units[5])
+    first.put_units(0, {5: units[5]})
     assert second.recheck(0) == layer.plain(0)
     assert second.missing_units(0) == []
 
@@ -120,7 +120,7 @@ def test_readers_never_see_a_hole(node: Nodes) -> None:
                     each.put(index, plain)
                 else:
                     unit = rng.choice(missing)
-                    each.put_unit(index, unit, plain[unit * UNIT_SIZE : (unit + 1) * UNIT_SIZE])
+                    each.put_units(index, {unit: plain[unit * UNIT_SIZE : (unit + 1) * UNIT_SIZE]})
 
     with ThreadPoolExecutor(7) as threads:
         readers = [threads.submit(reader, seed) for seed in range(4)]
