@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,8 +57,10 @@ def succeed(result: Result) -> Result:
 
 
 def assert_error(result: Result, code: int, *words: str) -> None:
-    """An error as the documentation promises it: one line, at most one hint, the exit code."""
-    lines = result.stderr.splitlines()
+    """An error as the documentation promises it, after lines of progress: one line, at most one hint, the exit code."""
+    lines = [
+        line for line in result.stderr.splitlines() if not re.match(r"(layer \d+/\d+|blob) \w{12}: ", line)
+    ]
     assert result.returncode == code, result.stderr
     assert lines[0].startswith("lazyfs: "), result.stderr
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("  hint: ")), result.stderr
