@@ -33,7 +33,7 @@ class _Stream:
 
 
 class Windows:
-    """For one device. Not thread safe: its reads come from one loop."""
+    """For one device. Not thread safe: `LayerDevice` holds a lock."""
 
     def __init__(self, size: int) -> None:
         self._size = size
