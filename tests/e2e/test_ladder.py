@@ -59,10 +59,10 @@ def test_in_use(node: Node, small: str, tmp_path: Path, mode: str) -> None:
     assert {mount["target"] for mount in node.status()["mounts"]} == {str(view), str(writable)}
     with (view / "srv/app/random").open("rb"):
         assert_error(node("umount", view), 8, "in use")
-    assert_error(node("shutdown"), 8, "1 images")
+    assert_error(node("shutdown"), 8, "1 image of")
     node.umount(view)
     assert (writable / "srv/app/random").read_bytes()
-    assert_error(node("shutdown"), 8, "1 images")
+    assert_error(node("shutdown"), 8, "1 image of")
     node.umount(writable)
     wait_until(lambda: not loop_devices(node.root), "the end of the loop device")
     assert node.mounts() == ["fuse"]

@@ -124,7 +124,7 @@ def test_errors(node: Node, small: str, tmp_path: Path) -> None:
     assert_error(node("mount", small, target), 8, "something is mounted")
     with (target / RANDOM).open("rb"):
         assert_error(node("umount", target), 8, "in use")
-    assert_error(node("shutdown"), 8, "1 images", "umount")
+    assert_error(node("shutdown"), 8, "1 image of", "umount")
     node.umount(target)
     assert_error(node("umount", target), 3)
     assert_error(node("mount", small), 2, "DIR")
