@@ -16,9 +16,11 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# A shell that starts the tests in the background has them ignore ^C, nohup the end of a terminal; children would too.
+# A shell that starts the tests in the background has them ignore SIGINT and SIGQUIT, nohup SIGHUP; their children
+# would as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for _number in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_DFL)
 
 
 @pytest.fixture
