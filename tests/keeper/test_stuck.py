@@ -53,9 +53,9 @@ def test_its_successor_sets_it_free(temp_root: Path) -> None:
         os.kill(first.process.pid, signal.SIGKILL)
         wait_until(daemon.dies, "a process that is dead to all but the kernel")
         assert first.process.poll() is None, "it has not ended"
-        second = DeviceServer(target, temp_root / "second.log", descriptor)
+        devices = [{"inode": 10, "name": "slow", "size": SIZE}]
+        second = DeviceServer(target, temp_root / "second.log", descriptor, devices=devices)
         started.append(second.process)
-        second.do("add", inode=10, name="slow", size=SIZE)
         said, _ = reader.communicate(timeout=PATIENCE)
         assert said.split()[0].decode() == hashlib.sha256(pattern(0, 0, SIZE)).hexdigest()
         assert first.process.wait(PATIENCE) == -signal.SIGKILL
@@ -67,5 +67,6 @@ def test_its_successor_sets_it_free(temp_root: Path) -> None:
         os.close(descriptor)
         for process in started:
             process.communicate()
+        ours.close()
         theirs.close()
         unmount(target, detach=True)

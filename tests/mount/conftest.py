@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,20 @@ PATIENCE = 60.0
 
 
 class DeviceServer:
-    """A running `tests.mount.device_server`; ``expected`` are parts of the errors that its log may show."""
+    """A running `tests.mount.device_server`; ``expected`` are parts of the errors that its log may show.
 
-    def __init__(self, target: Path, log: Path, descriptor: int | None = None, *, old: bool = False) -> None:
+    ``devices`` are there before it serves: whoever waits for one of an earlier server would not find it otherwise.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        log: Path,
+        descriptor: int | None = None,
+        *,
+        old: bool = False,
+        devices: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.target = target
         self.expected: list[str] = []
         self._log = log
@@ -39,6 +50,7 @@ class DeviceServer:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=REPOSITORY,
+                env=os.environ | {"LAZYFS_TEST_DEVICES": json.dumps(devices)},
                 text=True,
             )
         self._answer()

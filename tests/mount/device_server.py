@@ -1,6 +1,7 @@
 """A FUSE front with synthetic devices, in a process of its own: `python -m tests.mount.device_server TARGET [FD]`:
 with a descriptor from `open_and_mount` it serves what is mounted already; with `old` behind it as on a kernel that
-repeats no requests.
+repeats no requests. `LAZYFS_TEST_DEVICES` holds the devices that it has from its first request on, as `Commands.add`
+takes them, in JSON.
 
 Takes commands as lines of JSON on stdin (`{"do": name, ...}`, see `Commands`) and answers each with
 one on stdout. Ends, and unmounts, at the end of stdin or when unmounted.
@@ -182,6 +183,8 @@ async def main(target: Path, descriptor: int | None) -> None:
         def observe(inode: int, offset: int, size: int, waited: bool) -> None:
             commands.reads.append((inode, offset, size, waited))
 
+        for device in json.loads(os.environ.get("LAZYFS_TEST_DEVICES", "[]")):
+            commands.add(**device)
         trio.lowlevel.add_instrument(thief)
         await nursery.start(partial(serve, descriptor, table, observe))
         threading.Thread(target=obey, args=(commands, target), daemon=True).start()

@@ -304,8 +304,8 @@ def test_a_kernel_that_repeats_no_requests(temp_root: Path) -> None:
     try:
         servers[0].do("wait_for_readers", name="plain", count=1)
         servers[0].kill()
-        servers.append(DeviceServer(target, temp_root / "second.log", kept, old=True))
-        servers[1].add("plain", size=SIZE, seed=9)
+        devices = [{"inode": 10, "name": "plain", "size": SIZE, "seed": 9}]
+        servers.append(DeviceServer(target, temp_root / "second.log", kept, old=True, devices=devices))
         said, complaint = reader.communicate(timeout=20)
         assert said == pattern(9, 0, PAGE) or b"error" in complaint or b"abort" in complaint
         assert read(path, 0, SIZE) == pattern(9, 0, SIZE)
