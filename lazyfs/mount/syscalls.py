@@ -27,7 +27,6 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
-MS_PRIVATE = 1 << 18
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -136,11 +135,6 @@ def bind_image(source: Path, target: Path) -> None:
     except LazyfsError:
         unmount(target, detach=True)
         raise
-
-
-def make_private(target: Path) -> None:
-    """Keep mounts below the mount point ``target`` from spreading to other mount namespaces."""
-    mount(None, target, None, MS_PRIVATE | MS_REC, b"", what=f"private {target}")
 
 
 def mount(

@@ -13,13 +13,17 @@ from lazyfs.mount.device_table import DeviceTable
 
 @dataclass(frozen=True)
 class Content:
+    """Zeros, all of them at hand."""
+
     size: int
 
-    def peek(self, offset: int, length: int) -> bytes | None:
-        raise NotImplementedError
+    def peek(self, offset: int, length: int) -> bytes:
+        return bytes(min(length, self.size - offset))
 
     def request(self, offset: int, length: int) -> "Future[bytes]":
-        raise NotImplementedError
+        future: Future[bytes] = Future()
+        future.set_result(self.peek(offset, length))
+        return future
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "nul\0", "n" * 256])

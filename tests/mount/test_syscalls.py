@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UnsupportedError, UsageError
-from lazyfs.mount import syscalls
-from lazyfs.mount.mountinfo import list_mounts, mount_at
-from lazyfs.mount.syscalls import _NewMount, bind, make_private, mount_erofs, mount_overlay, unmount
+from lazyfs.mount.mountinfo import mount_at
+from lazyfs.mount.syscalls import _NewMount, bind, mount_erofs, mount_overlay, unmount
 from tests.mount.conftest import names
 
 pytestmark = pytest.mark.root
@@ -106,23 +105,6 @@ def test_a_busy_mount_names_its_holders(temp_root: Path) -> None:
     assert unmount(target / "inner")
     with (target / "file").open():
         assert unmount(target, detach=True)
-
-
-def test_a_private_mount_keeps_its_mounts(temp_root: Path) -> None:
-    shared, copy = temp_root / "shared", temp_root / "copy"
-    for directory in (shared / "inner", copy):
-        directory.mkdir(parents=True)
-    bind(shared, shared)
-    syscalls.mount(None, shared, None, 1 << 20, b"", what="shared")
-    bind(shared, copy)
-    bind(shared / "inner", shared / "inner")
-    assert mount_at(copy / "inner") is not None
-    assert unmount(shared / "inner")
-    make_private(shared)
-    bind(shared / "inner", shared / "inner")
-    assert mount_at(copy / "inner") is None
-    for entry in list_mounts(temp_root):
-        assert unmount(entry.target)
 
 
 def test_erofs_errors(temp_root: Path) -> None:
