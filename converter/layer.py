@@ -12,7 +12,7 @@ import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from converter.appendix import Appendix
@@ -159,24 +159,33 @@ class _PlainReader:
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = pieces
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(QUEUE_PIECES)
-        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._running = False
+        self._stopped, self._ended = threading.Event(), threading.Event()
         self._hash = hashlib.sha256()
         self.failure: LazyfsError | None = None
         """Why the stream ended early, if it did."""
         self._thread = threading.Thread(target=self._run, name="unpack", daemon=True)
 
     def __enter__(self) -> "_PlainReader":
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt, while it waited for the thread to begin
+            self._stop()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():  # it may stand before a full queue
-            try:
+        self._stop()
+
+    def _stop(self) -> None:
+        """Whoever closes the stream of pieces next must be the only one that has to do with it."""
+        with self._lock:
+            self._stopped.set()
+            running = self._running
+        while running and not self._ended.is_set():  # it may stand before a full queue
+            with suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
 
     @property
     def digest(self) -> str:
@@ -196,6 +205,10 @@ class _PlainReader:
         return item
 
     def _run(self) -> None:
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            self._running = True
         try:
             for piece in self._pieces:
                 self._hash.update(piece)
@@ -205,3 +218,5 @@ class _PlainReader:
             self._queue.put(StopIteration())
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
             self._queue.put(error)
+        finally:
+            self._ended.set()

@@ -259,3 +259,31 @@ def test_the_tool_of_the_format_reads_the_blob(codec: str, tool: str, tmp_path: 
     blob = blob_of(converted, tmp_path)
     assert subprocess.run([tool, "-dc"], input=blob, capture_output=True, check=True).stdout == STREAM
     subprocess.run([tool, "-t"], input=blob, capture_output=True, check=True)
+
+
+def test_an_interrupt_while_the_reading_thread_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is seen as what it is: nobody closes the layer's stream under the thread that reads it."""
+    reading, released = threading.Event(), threading.Event()
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            assert reading.wait(20)
+            threading.Timer(0.2, released.set).start()
+            raise KeyboardInterrupt
+
+    class Slow(LayoutStore):
+        def stream(self, digest: str, offset: int = 0, piece: int = 0) -> Generator[bytes]:
+            reading.set()
+            assert released.wait(20)
+            yield from super().stream(digest, offset)
+
+    store = Slow(tmp_path, create=True)
+    stream = layer_tar([Entry(b"file")])
+    layer = put_layer(store, gzip.compress(stream))
+    monkeypatch.setattr("converter.layer.threading.Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert_layer(store, layer, diff_id_of(stream), store, with_codec("zstd"))
+    assert released.is_set()
