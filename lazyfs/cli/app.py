@@ -99,6 +99,7 @@ def run(words: list[str]) -> int:
         )
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        print("lazyfs: interrupted", file=sys.stderr)
         return INTERRUPTED
     except LazyfsError as error:
         if given.debug:
