@@ -1,11 +1,13 @@
 """`kill -9` of the daemon again and again, while readers check every byte that they get.
 
-    python -m benchmarks.kill_daemon [--kills 1000] [--readers 16] [--how kill|stop] [--mount-mode loop]
+    python -m benchmarks.kill_daemon [--kills 1000] [--readers 16] [--how kill|stop|memory|start] [--mount-mode loop]
 
 Half of the readers read files of a mounted image, whose pages are dropped before each read; half read the
 devices below it with O_DIRECT, past every cache of the kernel. Each read is compared with the same bytes of an
 ordinary unpack (of the devices: of a copy made before the first kill). A daemon is killed after it has served for
-a random time of up to a second; one in five while it starts.
+a random time of up to 0.3 s; one in five while it starts. Other ways than SIGKILL: it is stopped, and the watchdog
+kills it; it has no memory left, and the kernel kills it (a control group with a limit, cgroup v1); the three that come
+after it do not get to serve either.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import mmap
 import os
 import random
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -31,18 +34,26 @@ from converter import Settings, convert_image
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, daemon_in_use
 from lazyfs.keeper.client import KeeperClient
-from lazyfs.mount.images import mount_view, unmount_image
-from lazyfs.mount.ladder import AUTO, MODES
+from lazyfs.mount.images import DIRECT, mount_view, unmount_image
+from lazyfs.mount.ladder import AUTO, FILE, MODES
 from lazyfs.stores import open_store, parse_reference
 
 READERS = 16
 LARGEST_READ = 256 << 10
-LONGEST_PAUSE = 1.0
+LONGEST_PAUSE = 0.3
+LONGEST_START = 1.0
 EARLY = 0.2
+FAILED_STARTS = 3
+MEMORY_LEFT = 4 << 20
 LONGEST_READ = 5.0
 """Seconds: the bar for a reader that waits for the next daemon."""
+_MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 _ALIGNMENT = 4096
 _FILES = 300
+_WARM_SECONDS = 60.0
+
+End = Callable[[NodePaths], None]
+"""Ends the daemon of a node in some way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,12 @@ class Outcome:
     longest_once: float = 0.0
     """Of the reads under which one daemon was killed at most; others waited for several in turn."""
     seconds: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    """Seconds from the end of each daemon that served until the next one did, as far as that one got to it."""
     errors: list[str] = field(default_factory=list)
+
+    def median_gap(self) -> float:
+        return statistics.median(self.gaps) if self.gaps else 0.0
 
     def rows(self) -> list[Row]:
         name = f"{self.kills} kills, {self.reads} reads:"
@@ -73,6 +89,7 @@ class Outcome:
             Row(f"{name} reads of wrong bytes", self.wrong, "", 0),
             Row(f"{name} longest read across one kill", self.longest_once, "s", LONGEST_READ),
             Row(f"{name} longest read", self.longest_read, "s"),
+            Row(f"{name} median until the next daemon serves", self.median_gap(), "s"),
         ]
 
 
@@ -82,9 +99,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--readers", type=int, default=READERS)
     parser.add_argument(
-        "--how", choices=["kill", "stop"], default="kill", help="stop: SIGSTOP, for the watchdog"
+        "--how", choices=list(_ENDS), default="kill", help="stop: for the watchdog; memory: for the kernel"
     )
-    parser.add_argument("--mount-mode", choices=MODES, default=AUTO, help="how the image is shown")
+    parser.add_argument("--mount-mode", choices=(*MODES, DIRECT), default=AUTO, help="how the image is shown")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
@@ -93,7 +110,7 @@ def main() -> int:
             arguments.cache,
             arguments.kills,
             arguments.readers,
-            _KINDS[arguments.how],
+            _ENDS[arguments.how],
             show,
             mode=arguments.mount_mode,
         )
@@ -107,7 +124,8 @@ def show(outcome: Outcome) -> None:
     print(
         f"{outcome.kills} kills in {outcome.seconds:.0f} s; {outcome.reads} reads of {outcome.bytes / 1e6:.0f} MB: "
         f"{len(outcome.errors)} errors, {outcome.wrong} of wrong bytes, the longest across one kill "
-        f"{outcome.longest_once:.2f} s, across several {outcome.longest_read:.2f} s",
+        f"{outcome.longest_once:.2f} s, across several {outcome.longest_read:.2f} s; the next daemon served after "
+        f"{outcome.median_gap():.2f} s in the median; load {os.getloadavg()[0]:.0f}",
         flush=True,
     )
     for error in outcome.errors[:10]:
@@ -119,7 +137,7 @@ def measure(
     cache: Path,
     kills: int,
     readers: int = READERS,
-    number: signal.Signals = signal.SIGKILL,
+    end: End | None = None,
     progress: Callable[[Outcome], None] = lambda _: None,
     *,
     mode: str = AUTO,
@@ -135,13 +153,21 @@ def measure(
     mounted = directory / "mounted"
     mounted.mkdir()
     with daemon_in_use(paths) as client:
-        image = client.open_image(str(target), mode=mode)
+        if mode == DIRECT:
+            warm = {
+                "reference": str(target),
+                "directory": str(directory),
+                "after": 0,
+                "seconds": _WARM_SECONDS,
+            }
+            client.ask("POST /v1/cache/warm", warm)
+        image = client.open_image(str(target), mode=FILE if mode == DIRECT else mode)
         mount_view(paths, image, mounted)
     try:
         found = _largest(directory / "unpacked")
         pairs = [Pair(mounted / path.relative_to(directory / "unpacked"), path) for path in found]
         pairs += [_copied(Path(device), directory) for device in image["devices"]]
-        return torment(paths, pairs, kills, readers, number, progress)
+        return torment(paths, pairs, kills, readers, end or kill, progress)
     finally:
         unmount_image(paths, mounted)
         DaemonClient(paths).shutdown()
@@ -163,16 +189,17 @@ def torment(
     pairs: Sequence[Pair],
     kills: int,
     readers: int,
-    number: signal.Signals = signal.SIGKILL,
+    end: End | None = None,
     progress: Callable[[Outcome], None] = lambda _: None,
 ) -> Outcome:
-    """Read `pairs` with so many readers while the daemon of `paths` is killed so many times."""
+    """Read `pairs` with so many readers while the daemon of `paths` is ended so many times."""
+    end = end or kill
     outcome = Outcome()
     lock = threading.Lock()
     over = threading.Event()
     direct = [pair for pair in pairs if pair.direct]
     through = [pair for pair in pairs if not pair.direct]
-    began = time.monotonic()
+    began, ended = time.monotonic(), 0.0
 
     def read(seed: int) -> None:
         choice = random.Random(seed)
@@ -185,12 +212,16 @@ def torment(
             choice = random.Random(kills)
             for count in range(1, kills + 1):
                 if choice.random() < EARLY:
-                    time.sleep(choice.uniform(0.0, LONGEST_PAUSE / 2))
+                    time.sleep(choice.uniform(0.0, LONGEST_START))
+                    ended = 0.0
                 else:
                     _wait_for(lambda: _serving(paths))
+                    if ended:
+                        outcome.gaps.append(time.monotonic() - ended)
                     time.sleep(choice.uniform(0.0, LONGEST_PAUSE))
+                    ended = time.monotonic()
                 outcome.kills = count
-                _kill(paths, number)
+                end(paths)
                 outcome.seconds = time.monotonic() - began
                 if count % 50 == 0:
                     progress(outcome)
@@ -241,14 +272,54 @@ def _read(pair: Pair, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def _kill(paths: NodePaths, number: signal.Signals) -> None:
-    """The daemon that serves, or is about to; a stopped one is waited for, since the watchdog is to kill it."""
+def kill(paths: NodePaths) -> None:
+    """The daemon that serves, or is about to."""
     _wait_for(lambda: _daemons(paths))
     for pid in _daemons(paths):
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-            if number == signal.SIGSTOP:
-                _wait_for(lambda pid=pid: pid not in _daemons(paths))  # type: ignore[misc]
+        _signal(paths, pid, signal.SIGKILL)
+
+
+def stop(paths: NodePaths) -> None:
+    """It is stopped; the watchdog is to find it, and to kill it."""
+    _wait_for(lambda: _daemons(paths))
+    for pid in _daemons(paths):
+        _signal(paths, pid, signal.SIGSTOP)
+
+
+def starve(paths: NodePaths) -> None:
+    """The kernel kills it, since its control group has no memory left."""
+    _wait_for(lambda: _daemons(paths))
+    group = _MEMORY_GROUPS / f"lazyfs-bench-{os.getpid()}"
+    group.mkdir(exist_ok=True)
+    try:
+        for pid in _daemons(paths):
+            with suppress(ProcessLookupError):
+                (group / "cgroup.procs").write_text(str(pid))
+                (group / "memory.limit_in_bytes").write_text(str(MEMORY_LEFT))
+                _wait_until_gone(paths, pid)
+    finally:
+        _wait_for(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def fail_starts(paths: NodePaths) -> None:
+    """So that it and the next ones end before they serve."""
+    ended: set[int] = set()
+    while len(ended) <= FAILED_STARTS:
+        _wait_for(lambda: set(_daemons(paths)) - ended)
+        for pid in set(_daemons(paths)) - ended:
+            _signal(paths, pid, signal.SIGKILL)
+            ended.add(pid)
+
+
+def _signal(paths: NodePaths, pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+    _wait_until_gone(paths, pid)
+
+
+def _wait_until_gone(paths: NodePaths, pid: int) -> None:
+    _wait_for(lambda: pid not in _daemons(paths))
 
 
 def _daemons(paths: NodePaths) -> list[int]:
@@ -268,7 +339,7 @@ def _wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-_KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+_ENDS: dict[str, End] = {"kill": kill, "stop": stop, "memory": starve, "start": fail_starts}
 
 
 if __name__ == "__main__":

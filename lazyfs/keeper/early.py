@@ -6,6 +6,8 @@ import socket
 import sys
 from itertools import pairwise
 
+from lazyfs.keeper.priority import hurry
+
 _DESCRIPTORS = ("--ready-fd", "--start-lock-fd")
 _OPTIONS = ("--root", "--user")
 _NO_START = ("--check", "--handed", "--help", "-h")
@@ -51,6 +53,7 @@ def spawn_daemon(options: dict[str, str]) -> Early:
         raise
     finally:
         theirs.close()
+    hurry(pid)
     return pid, ours
 
 

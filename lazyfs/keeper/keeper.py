@@ -22,12 +22,15 @@ from lazyfs.keeper.child import ENDING, SERVING, STANDBY, STARTING, Daemon, spaw
 from lazyfs.keeper.early import Early
 from lazyfs.keeper.link import Possessions
 from lazyfs.keeper.pauses import LONGEST_PAUSE_INNOCENT, pause_after, was_good
+from lazyfs.keeper.priority import relax
 from lazyfs.keeper.refusal import refuse
 from lazyfs.mount.read_ahead import restore_read_ahead
 
 log = logging.getLogger(__name__)
 
 PING_SECONDS = 1.0
+MAX_HEARD = 512
+"""Messages of one daemon in a row: more than a link holds, so the last words of one that has ended are among them."""
 END_PINGS = 20
 """For which a daemon that was told to end may go on."""
 Report = Callable[[dict[str, Any]], None]
@@ -160,9 +163,9 @@ class Keeper:
 
     def _listen(self, daemon: Daemon) -> None:
         try:
-            while True:
-                said = link.hear(daemon.link)
-                self._heard(daemon, said)
+            # Not without end: one that never stops talking must not keep the keeper from all else.
+            for _ in range(MAX_HEARD):
+                self._heard(daemon, link.hear(daemon.link))
         except BlockingIOError:
             return
         except (EOFError, OSError):
@@ -182,6 +185,7 @@ class Keeper:
                 self._promote()
             case "serving":
                 daemon.enter(SERVING)
+                relax(daemon.pid)
                 self._has_served = True
                 systemd.notify("READY=1", f"STATUS=daemon {daemon.pid} serves {self._paths.root}")
                 log.info("daemon %d serves", daemon.pid)

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from lazyfs.config import NodePaths
 from lazyfs.keeper import keeper as keeper_module
 from lazyfs.keeper import link
 from lazyfs.keeper.child import SERVING, Daemon, adopted
-from lazyfs.keeper.keeper import Keeper
+from lazyfs.keeper.keeper import MAX_HEARD, Keeper
 from lazyfs.keeper.pauses import LONGEST_PAUSE, LONGEST_PAUSE_INNOCENT, pause_after
 from tests.daemon.processes import end
 
@@ -22,7 +24,7 @@ def started() -> list[Daemon]:
 
 
 @pytest.fixture
-def keeper(tmp_path: Path, started: list[Daemon], monkeypatch: pytest.MonkeyPatch) -> Keeper:
+def keeper(tmp_path: Path, started: list[Daemon], monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     def spawn(paths: NodePaths, user: str) -> Daemon:
         ours, theirs = link.pair()
         os.set_inheritable(theirs.fileno(), True)
@@ -36,7 +38,9 @@ def keeper(tmp_path: Path, started: list[Daemon], monkeypatch: pytest.MonkeyPatc
     made = Keeper(NodePaths(tmp_path), "root", link.listen(tmp_path / "sock", socket.SOCK_SEQPACKET), -1)
     for number, handler in before.items():
         signal.signal(number, handler)
-    return made
+    yield made
+    made.close()
+    made._control.close()
 
 
 def test_end_and_end_of_the_link_come_together(keeper: Keeper, started: list[Daemon]) -> None:
@@ -50,8 +54,6 @@ def test_end_and_end_of_the_link_come_together(keeper: Keeper, started: list[Dae
         keeper._handle(key)
     assert daemon.link.fileno() == -1
     assert keeper.status()["last_end"] == f"daemon {daemon.pid} was killed by SIGKILL"
-    keeper.close()
-    keeper._control.close()
 
 
 def test_pauses_grow_for_who_fails_alone() -> None:
@@ -77,5 +79,39 @@ def test_a_daemon_cannot_fill_the_keeper_with_descriptors(keeper: Keeper) -> Non
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     theirs.close()
     daemon.reap()
-    keeper.close()
-    keeper._control.close()
+
+
+def test_a_daemon_that_talks_without_end_keeps_the_keeper_from_nothing(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = link.pair()
+    daemon = adopted(os.getpid(), ours, ours=False, stage=SERVING)
+    heard = []
+
+    def hear(_: socket.socket) -> dict[str, object]:
+        heard.append(1)
+        assert len(heard) <= MAX_HEARD, "it listens to nobody else"
+        return {"say": "pong"}
+
+    monkeypatch.setattr(link, "hear", hear)
+    keeper._listen(daemon)
+    assert len(heard) == MAX_HEARD
+    theirs.close()
+    daemon.reap()
+
+
+def test_a_link_holds_less_than_is_heard_in_a_row(keeper: Keeper) -> None:
+    """So a daemon's last words are heard when it has ended, whatever it said before."""
+    ours, theirs = link.pair()
+    daemon = adopted(os.getpid(), ours, ours=False, stage=SERVING)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            link.send(theirs, {"say": "failed", "error": {"message": "why"}})
+    theirs.close()
+    keeper._listen(daemon)
+    assert daemon.error == {"message": "why"}
+    with pytest.raises(EOFError):
+        link.hear(ours)
+    daemon.reap()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import NodeError
 from lazyfs.keeper import child, link
 from lazyfs.keeper.client import KeeperClient, NoKeeperError
+from lazyfs.keeper.early import spawn_daemon
 from lazyfs.mount.mountinfo import list_mounts
 from tests.daemon.processes import PATIENCE, daemons, end, keepers
 from tests.waiting import wait_until
@@ -152,6 +154,25 @@ def test_a_daemon_that_does_not_start_again(mounted: Mounted) -> None:
     assert "tried again" in caught.value.hint
     settings.unlink()
     assert mounted.read() == CONTENT
+
+
+def test_a_daemon_goes_first_until_it_serves(mounted: Mounted) -> None:
+    pid, usual = mounted.pid(), os.getpriority(os.PRIO_PROCESS, 0)
+    wait_until(lambda: set(_priorities(pid)) == {usual}, "the usual priority of all threads")
+    pid, end_of_link = spawn_daemon({"--root": str(mounted.paths.root)})
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, pid) < usual
+    finally:
+        end_of_link.close()
+        os.waitpid(pid, 0)
+
+
+def _priorities(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [
+            os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    return []  # a thread ended just now
 
 
 def test_nothing_is_left_of_daemons_that_ended(mounted: Mounted) -> None:
