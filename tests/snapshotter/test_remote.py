@@ -208,12 +208,12 @@ def test_a_registry_that_is_silent_or_away(service: Service, app: str, images: P
         offered = layers_of(images, "app-lazy", f"{host}/app:lazy")
         began = time.monotonic()
         assert offer_all(client, offered, host) == [False] * 12
-        # All of the layers together: the second one does not wait again.
-        assert time.monotonic() - began < 6.0
+        # All of the layers together, in some 3 s and what a busy machine adds: the second one does not wait again.
+        assert time.monotonic() - began < 15.0
     client.close()
     began = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 15.0
 
 
 @pytest.fixture(scope="module")
