@@ -1,6 +1,8 @@
 """Mirrors, as the hosts.toml of containerd names them."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,8 @@ import pytest
 from lazyfs.errors import NotFoundError, UsageError
 from lazyfs.stores import write_blob
 from tests.faults import RESET, FaultServer, Reply, Seen
-from tests.registry import (
-    write_auth,
-)
+from tests.registry import write_auth
+from tests.waiting import wait_until
 
 from .memory_registry import BLOB, DIGEST, MemoryRegistry, Serve, opened_by_certs
 from .samples import make_sample
@@ -76,6 +77,29 @@ def test_a_mirror_that_fails_is_left_alone_for_a_while(
         mirror.script = memory
         store.read(DIGEST, 0, 10)
         assert (len(mirror.seen), len(own.seen)) == (2, 5)
+
+
+def test_who_asks_while_a_mirror_lets_others_wait_is_answered_elsewhere(
+    certs: Path, served: Serve, memory: MemoryRegistry
+) -> None:
+    """So a read that is asked for a second time has another server, and the mirror is first again when it is back."""
+    answers = threading.Event()
+
+    def silent(request: Seen) -> Reply:
+        assert answers.wait(20)
+        return memory(request)
+
+    own, mirror = served(memory), served(silent)
+    mirrored(certs, own, mirror)
+    with ThreadPoolExecutor(1) as threads, opened_by_certs(own.host, certs) as store:
+        first = threads.submit(store.read, DIGEST, 0, 10)
+        wait_until(store._client._servers[0].waits.too_long, "a wait that is too long")
+        assert store.read(DIGEST, 5, 10) == BLOB[5:15]
+        assert (len(mirror.seen), len(own.seen)) == (1, 1)
+        answers.set()
+        assert first.result(20) == BLOB[:10]
+        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+        assert (len(mirror.seen), len(own.seen)) == (2, 1)
 
 
 def test_the_registry_itself_decides_what_is_not_there(

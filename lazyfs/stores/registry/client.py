@@ -1,8 +1,10 @@
 """A request to a registry: its servers in order, and trying again.
 
 It is tried at each server that can answer it: mirrors first, the registry's own server last, whose word
-decides. What may pass (a broken connection, 429, 5xx) is tried again with growing, jittered pauses until the
-request's deadline; what will not pass (any other 4xx, a wrong answer) is an error at once.
+decides. A mirror that failed a short while ago, or lets somebody wait just now, is asked behind it: so a read
+that is asked for a second time, because nothing of it came, goes elsewhere. What may pass (a broken connection,
+429, 5xx) is tried again with growing, jittered pauses until the request's deadline; what will not pass (any other
+4xx, a wrong answer) is an error at once.
 """
 
 import itertools
@@ -122,9 +124,12 @@ class RegistryClient:
 
 
 def _in_order(servers: list[Server]) -> list[Server]:
-    """Mirrors that failed a short while ago go behind the registry's own server."""
+    """Mirrors that are not well go behind the registry's own server."""
     now = time.monotonic()
-    return sorted(servers, key=lambda server: server is not servers[-1] and server.aside_until > now)
+    own = servers[-1]
+    return sorted(
+        servers, key=lambda each: each is not own and (each.aside_until > now or each.waits.too_long())
+    )
 
 
 def _closing(use: Callable[[Response], T]) -> Callable[[Response], T]:

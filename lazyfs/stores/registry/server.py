@@ -21,6 +21,7 @@ from lazyfs.stores.registry.credentials import find_credentials
 from lazyfs.stores.registry.hosts import Host
 from lazyfs.stores.registry.names import RepositoryName
 from lazyfs.stores.registry.redirects import Address, Redirects, lifetime
+from lazyfs.stores.registry.waits import Waits
 from lazyfs.stores.registry.wire import Body, Deadline, ExchangeError
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Server:
     ) -> None:
         self.host = host
         self.aside_until = 0.0
+        self.waits = Waits()
         self._name = name
         self._insecure = options.insecure
         self._pools = pools
@@ -146,7 +148,9 @@ class Server:
         body: Body,
         deadline: Deadline,
     ) -> Response:
-        return self._pools.get(origin, self.host.tls).exchange(method, target, headers, body, deadline)
+        pool = self._pools.get(origin, self.host.tls)
+        with self.waits.waiting():
+            return pool.exchange(method, target, headers, body, deadline)
 
     def _start(self, home: Origin, request: Request) -> Address:
         if request.url:
