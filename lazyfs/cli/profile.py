@@ -234,7 +234,7 @@ def read_profile(file: Path) -> "list[Touch]":
         with file.open("rb") as opened:
             text = opened.read(MAX_SIZE + 1).decode()
     except UnicodeDecodeError as error:
-        raise BadInputError(f"{file} is not UTF-8") from error
+        raise BadInputError(f"{file} is not UTF-8", hint="`lazyfs profile REF` writes a profile") from error
     except OSError as error:
         raise NotFoundError(f"{file}: {error.strerror}") from error
     return parse(text, str(file))
