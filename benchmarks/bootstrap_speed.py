@@ -18,6 +18,7 @@ from random import Random
 
 import numpy as np
 
+from benchmarks.report import Row
 from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.chunks import ChunkTable
@@ -144,6 +145,18 @@ def measure(inodes: int, layers: int, runs: int) -> Result:
         toc_size=sum(map(len, data)),
         bootstrap_size=len(all_of_it()),
     )
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    return [
+        Row(
+            f"bootstrap of {each.inodes:,} inodes in {each.layers} {'layer' if each.layers == 1 else 'layers'}",
+            each.total * 1e3,
+            "ms",
+            each.bar * 1e3,
+        )
+        for each in results
+    ]
 
 
 def show(results: Sequence[Result]) -> str:

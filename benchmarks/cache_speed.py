@@ -9,7 +9,6 @@
 - *Room*: dropping a thousand chunks of 64 KiB.
 """
 
-import argparse
 import hashlib
 import os
 import statistics
@@ -26,7 +25,7 @@ import numpy as np
 
 from benchmarks.dedup import PAIRS
 from benchmarks.images import RECIPES, ensure
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from converter import Settings, compare, convert_image
 from lazyfs.config import NodePaths, boot_id
 from lazyfs.daemon.node import Node
@@ -58,20 +57,14 @@ class Figure:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_speed", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.cache_speed", __doc__).parse_args()
     figures = measure(arguments.cache)
-    print(markdown(rows(figures)))
-    if arguments.json:
-        write_json(arguments.json, figures)
-    return 0
+    return conclude(arguments, figures, rows(figures))
 
 
 def measure(cache: Path) -> list[Figure]:
     found: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         directory = Path(name)
         for title, (old, new) in PAIRS.items():
             found += sharing(title, old, new, cache, directory / old)

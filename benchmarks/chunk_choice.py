@@ -83,7 +83,7 @@ def measure(settings: Settings, cache: Path, runs: int) -> Outcome:
     shared = [result.fraction for result in dedup.measure(cache, settings.rules)]
     outcome.shared.extend(shared)
     cpu = 0.0
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         directory = Path(name)
         for image in IMAGES:
             reference = ensure(RECIPES[image], cache).reference

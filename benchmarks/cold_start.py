@@ -122,7 +122,7 @@ def measure(
     starts: list[Start] = []
     sizes: list[PackSize] = []
     for name in workloads:
-        with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=_disk()) as directory:
+        with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir=_disk()) as directory:
             prepared = prepare(name, cache, Path(directory))
             sizes.append(prepared.size)
             for link in links:
@@ -273,6 +273,12 @@ def _until_ready(command: Sequence[str], began: float) -> float:
 def _tag_of(layout: Path) -> str:
     with open_store(parse_reference(f"oci:{layout}")) as store:
         return store.tags()[0]
+
+
+def pack_sizes(cache: Path) -> list[PackSize]:
+    """Of the smaller workload; starts with it are those of the suite."""
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir=_disk()) as directory:
+        return [prepare("numpy", cache, Path(directory)).size]
 
 
 def pack_size(name: str, reference: str, touches: Sequence[Touch]) -> PackSize:

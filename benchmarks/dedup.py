@@ -9,7 +9,6 @@ chunks of the new layer that the old one has too. What a node with the old image
 counted in bytes of blob, as `lazyfs diff` tells it.
 """
 
-import argparse
 import hashlib
 import sys
 import tarfile
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.images import RECIPES, BuiltImage, ensure
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from converter import CutRules, Difference, Settings, compare, convert_image
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.node.layers import load_toc
@@ -53,21 +52,15 @@ class Result:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dedup", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.dedup", __doc__).parse_args()
     results = measure(arguments.cache)
     for result in results:
         print(describe(result))
-    print(markdown(rows(results)))
-    if arguments.json:
-        write_json(arguments.json, results)
-    return 0
+    return conclude(arguments, results, rows(results))
 
 
 def measure(cache: Path, rules: CutRules | None = None) -> list[Result]:
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as directory:
         return [
             compare_pair(
                 name,

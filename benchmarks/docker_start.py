@@ -78,8 +78,8 @@ def main() -> int:
     return 0
 
 
-def measure(cache: Path, runs: int) -> list[Start]:
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+def measure(cache: Path, runs: int = RUNS) -> list[Start]:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         layout = Path(name) / "layout"
         for recipe in ("demo", "small"):
             _put(ensure(RECIPES[recipe], cache).reference, layout, recipe)

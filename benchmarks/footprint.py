@@ -5,7 +5,6 @@
 The layers are made up, each of so many small files that no other has. All files are looked at once, and some read.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from benchmarks import synthetic
 from benchmarks.images.layout import write_layout
 from benchmarks.node import TAG, convert, mounted, running_node
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 
 LAYERS, FILES, SECONDS = 100, 500, 10.0
 MEMORY_BAR_MB, CPU_BAR = 120.0, 0.0
@@ -38,21 +37,17 @@ class Footprint:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--files", type=int, default=FILES)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.footprint", __doc__)
+    options.add_argument("--layers", type=int, default=LAYERS)
+    options.add_argument("--files", type=int, default=FILES)
+    options.add_argument("--seconds", type=float, default=SECONDS)
+    arguments = options.parse_args()
     found = measure(arguments.layers, arguments.files, arguments.seconds)
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, [found])
-    return 0
+    return conclude(arguments, [found], rows(found))
 
 
 def measure(layers: int = LAYERS, files: int = FILES, seconds: float = SECONDS) -> Footprint:
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         directory = Path(name)
         layout = convert(f"oci:{_made(directory, layers, files)}:{TAG}", directory / "layout")
         root = directory / "node"

@@ -1,14 +1,14 @@
 """How mounting grows with an image: with its bytes, its files and its layers.
 
-    python -m benchmarks.growth [--runs 3] [--large]
+    python -m benchmarks.growth [--runs 3]
 
 Images are made up, in a registry on loopback behind a link that counts. Of each: seconds of `lazyfs mount` on an empty
 node with a cold page cache, its daemon running; bytes that were fetched for it; memory of the daemon afterwards. A
 power of the size is fitted to the seconds that the smallest image does not take (least squares of the logarithms), and
-told as an exponent: 0 does not grow, 1 grows as the size does. --large goes to 8 GiB and a million files.
+told as an exponent: 0 does not grow, 1 grows as the size does. Converted images are made once, and kept beside those of
+`benchmarks.images`.
 """
 
-import argparse
 import math
 import os
 import statistics
@@ -25,17 +25,18 @@ from benchmarks.demo import drop_page_cache
 from benchmarks.images.layout import write_layout
 from benchmarks.link import Link, parse_link
 from benchmarks.node import TAG, convert, mounted, running_node
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 
-SIZES = (10 << 20, 100 << 20, 1 << 30)
-FILES = (100, 1_000, 10_000, 100_000)
+SIZES = (10 << 20, 100 << 20, 1 << 30, 10 << 30)
+FILES = (100, 1_000, 10_000, 100_000, 1_000_000)
 LAYERS = (1, 4, 16, 64, 128)
-LARGE_SIZE, LARGE_FILES = 8 << 30, 1_000_000
 RUNS = 3
 FLAT = 1.25
 """Times that a mount of the largest image may take of that of the smallest, where it must not grow."""
 _FILES_OF_LAYER = 50
 _NAME = "growth"
+_MADE = "growth-1"
+"""Below the cache: raise the number when something else is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +51,52 @@ class Mounted:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
-    found = measure(arguments.runs, large=arguments.large)
+    options = parser("benchmarks.growth", __doc__)
+    options.add_argument("--runs", type=int, default=RUNS)
+    arguments = options.parse_args()
+    found = measure(arguments.cache, arguments.runs)
     for each in found:
         print(
             f"{each.size:>14,} {each.what:7}{each.seconds:8.3f} s{each.fetched / 1e6:9.2f} MB fetched"
             f"{each.memory / 1e6:8.1f} MB of memory"
         )
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
-def measure(runs: int = RUNS, *, large: bool = False) -> list[Mounted]:
+def measure(cache: Path, runs: int = RUNS) -> list[Mounted]:
     found = []
-    for what, size in _cases(large=large):
-        with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name:
-            directory = Path(name)
-            layout = convert(f"oci:{_made(directory, what, size)}:{TAG}", directory / "layout")
-            starts = [_mount(directory, layout) for _ in range(runs)]
+    for what, size in _cases():
+        layout = made(cache, what, size)
+        with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as name:
+            starts = [_mount(Path(name), layout) for _ in range(runs)]
         seconds, fetched, memory = (statistics.median(each) for each in zip(*starts, strict=True))
         found.append(Mounted(what, size, seconds, int(fetched), int(memory)))
     return found
 
 
-def _cases(*, large: bool) -> Iterator[tuple[str, int]]:
-    for what, sizes, largest in (
-        ("bytes", SIZES, LARGE_SIZE),
-        ("files", FILES, LARGE_FILES),
-        ("layers", LAYERS, None),
-    ):
-        for size in (*sizes, *([largest] if large and largest else [])):
+def make_all(cache: Path) -> None:
+    for what, size in _cases():
+        made(cache, what, size)
+
+
+def _cases() -> Iterator[tuple[str, int]]:
+    for what, sizes in (("bytes", SIZES), ("files", FILES), ("layers", LAYERS)):
+        for size in sizes:
             yield what, size
 
 
-def _made(directory: Path, what: str, size: int) -> Path:
+def made(cache: Path, what: str, size: int) -> Path:
+    """A layout of the converted image, made now unless it is there."""
+    layout = (cache / _MADE / f"{what}-{size}").absolute()
+    if not layout.exists():
+        layout.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="new-", dir=layout.parent) as name:
+            directory = Path(name)
+            convert(f"oci:{_made_up(directory, what, size)}:{TAG}", directory / "layout").rename(layout)
+    return layout
+
+
+def _made_up(directory: Path, what: str, size: int) -> Path:
     match what:
         case "bytes":
             layers = [synthetic.large_files(size, min(size, 1 << 30))]

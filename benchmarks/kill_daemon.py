@@ -83,8 +83,10 @@ class Outcome:
         return statistics.median(self.gaps) if self.gaps else 0.0
 
     def rows(self) -> list[Row]:
-        name = f"{self.kills} kills, {self.reads} reads:"
+        name = "the daemon is killed:"
         return [
+            Row(f"{name} times", self.kills, ""),
+            Row(f"{name} reads", self.reads, ""),
             Row(f"{name} errors", len(self.errors), "", 0),
             Row(f"{name} reads of wrong bytes", self.wrong, "", 0),
             Row(f"{name} longest read across one kill", self.longest_once, "s", LONGEST_READ),
@@ -104,7 +106,7 @@ def main() -> int:
     parser.add_argument("--mount-mode", choices=(*MODES, DIRECT), default=AUTO, help="how the image is shown")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as directory:
         outcome = measure(
             Path(directory),
             arguments.cache,

@@ -28,6 +28,7 @@ from lazyfs.stores import parse_reference
 
 COMMANDS = tree_speed.COMMANDS | {"start": ["chroot", ".", "/usr/bin/python3", "-c", "import numpy"]}
 DISK = "file system"
+RUNS = 3
 _RECIPE = "demo"
 
 
@@ -44,7 +45,7 @@ class Cost:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     found = measure(arguments.cache, arguments.runs)
@@ -54,8 +55,8 @@ def main() -> int:
     return 0
 
 
-def measure(cache: Path, runs: int) -> list[Cost]:
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name, _trees(Path(name), cache) as trees:
+def measure(cache: Path, runs: int = RUNS) -> list[Cost]:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name, _trees(Path(name), cache) as trees:
         figures = tree_speed.measure(trees, runs, COMMANDS)
     return [
         Cost(

@@ -6,7 +6,6 @@ First on an empty node with the image in a registry across a link, then again wi
 page cache. A chunk that was fetched twice shows as bytes of blobs beyond those of the chunks that the node has then.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from benchmarks.demo import drop_page_cache
 from benchmarks.link import Link, parse_link
 from benchmarks.node import TAG, convert_recipe, lazyfs, running_node
 from benchmarks.process import FailedError
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 
 CONTAINERS = 100
 LINK = "1gbit,2ms"
@@ -41,23 +40,18 @@ class Starts:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_containers", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--containers", type=int, default=CONTAINERS)
-    parser.add_argument("--link", default=LINK)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.many_containers", __doc__)
+    options.add_argument("--containers", type=int, default=CONTAINERS)
+    options.add_argument("--link", default=LINK)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.containers, arguments.link)
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(cache: Path, containers: int = CONTAINERS, link_name: str = LINK) -> list[Starts]:
     found = []
     # Not /tmp: snapshots do not lie on tmpfs.
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as name:
         directory = Path(name)
         root = directory / "node"
         layout = convert_recipe(WORKLOADS[_WORKLOAD].recipe, cache, directory / "layout")

@@ -8,7 +8,6 @@ time. 32 in flight across 100 ms are 310 reads a second, which 2 cores can do: t
 would be 1,100, more than 2 cores can decode and prove: there it is throughput, and who waits, waits for others' chunks.
 """
 
-import argparse
 import http.client
 import os
 import sys
@@ -28,7 +27,7 @@ from benchmarks.blob_server import serve_layout
 from benchmarks.link import Link, parse_link
 from benchmarks.node import TAG, convert_recipe, running_node
 from benchmarks.process import cpu_of
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from converter.launch import open_tocs
 from lazyfs.stores import load_image, open_store, parse_reference
 
@@ -66,25 +65,20 @@ class Latencies:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.random_reads", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--links", nargs="+", default=LINKS)
-    parser.add_argument("--reads", type=int, default=READS)
-    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.random_reads", __doc__)
+    options.add_argument("--links", nargs="+", default=LINKS)
+    options.add_argument("--reads", type=int, default=READS)
+    options.add_argument("--in-flight", type=int, default=IN_FLIGHT)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.links, arguments.reads, arguments.in_flight)
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(
     cache: Path, links: Sequence[str] = LINKS, reads: int = READS, in_flight: int = IN_FLIGHT
 ) -> list[Latencies]:
     """With so many in flight across each link, and with one alone across the last."""
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         directory = Path(name)
         layout = convert_recipe(_RECIPE, cache, directory / "layout")
         pieces = _pieces(layout, reads + _WARM_UP)

@@ -51,7 +51,7 @@ def stargz(options: tuple[str, ...], cache: Path) -> Convert:
     """`ctr-remote images optimize`, whose work is done by the command, and its storing by containerd."""
 
     def convert(layout: Path, tag: str, scratch: Path) -> Result:
-        tool = _ctr_remote(cache)
+        tool = ctr_remote(cache)
         with running_containerd(scratch) as (directory, process):
             remote = [str(tool), "--address", str(directory / "sock"), "--namespace", "bench", "images"]
             archive = directory / "source.tar"
@@ -85,7 +85,7 @@ def rivals(cache: Path) -> Mapping[str, Convert]:
     }
 
 
-def _ctr_remote(cache: Path) -> Path:
+def ctr_remote(cache: Path) -> Path:
     """The machine's own, or that of Debian's package, which is unpacked and not installed."""
     if found := shutil.which("ctr-remote"):
         return Path(found)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.images import RECIPES, ensure
+from benchmarks.report import Row
 from converter import Settings, convert_image
 from lazyfs.stores import open_store, parse_reference
 
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as directory:
         figures = measure(Path(directory), arguments.cache, arguments.runs)
     show(figures)
     if arguments.json:
@@ -69,6 +70,13 @@ def measure(directory: Path, cache: Path, runs: int) -> dict[str, list[float]]:
     ours, alone = figures["lazyfs run"], figures["runtime alone"]
     figures["lazyfs run, beyond it"] = [a - b for a, b in zip(ours, alone, strict=True)]
     return figures
+
+
+def rows(figures: dict[str, list[float]]) -> list[Row]:
+    return [
+        Row(f"{name}, warm", statistics.median(seconds), "s", GOALS.get(name))
+        for name, seconds in figures.items()
+    ]
 
 
 def _write_bundle(bundle: Path) -> None:

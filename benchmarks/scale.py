@@ -87,7 +87,7 @@ def main() -> int:
 def measure(cache: Path, results: Path, nodes: int = NODES) -> tuple[list[Checked], list[Scaled]]:
     recipes: dict[str, Recipe] = {}
     checked: list[Checked] = []
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as name:
         directory = Path(name)
         layout = convert_recipe("demo", cache, directory / "layout")
         for way in ("lazyfs", "lazyfs-pack"):

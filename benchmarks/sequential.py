@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as directory:
         figures = measure(Path(directory), arguments.cache, arguments.runs)
     for name, values in figures.items():
         print(f"{name:24}{statistics.median(values):10.2f}   {[round(value, 2) for value in values]}")

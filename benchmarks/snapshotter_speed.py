@@ -127,7 +127,7 @@ def main() -> int:
 
 
 def measure(runs: int, rounds: int) -> Measured:
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as name:
         directory = Path(name)
         layout = _image(directory)
         ordinary = _ordinary(directory / "o", runs)

@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
     parser.add_argument("--record", action="store_true", help="from now on these are the figures to hold")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as directory:
         found = measure(Path(directory), arguments.cache)
     text = json.dumps({start: asdict(counts) for start, counts in found.items()}, indent=2)
     print(text)

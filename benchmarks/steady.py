@@ -7,7 +7,6 @@ are 10,000 files, opened, asked for their size and closed; reads are of 4 KiB at
 of whole files in order, *cold* with an empty page cache; the compile is gcc in the image itself. Ratios are of pairs.
 """
 
-import argparse
 import os
 import random
 import statistics
@@ -23,7 +22,7 @@ from pathlib import Path
 from benchmarks.demo import drop_page_cache
 from benchmarks.images import RECIPES, ensure
 from benchmarks.node import TAG, convert, lazyfs, running_node
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from benchmarks.unpack import image_layers, unpack
 from lazyfs.bench.figures import ratio
 from lazyfs.mount.syscalls import mount_overlay, unmount
@@ -54,24 +53,19 @@ class Steady:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steady", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.steady", __doc__)
+    options.add_argument("--runs", type=int, default=RUNS)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.runs)
     for each in found:
         ours, theirs = statistics.median(each.lazyfs), statistics.median(each.overlayfs)
         print(f"{each.measure:26}{ours:8.3f} s{theirs:8.3f} s   {ratio(each.lazyfs, each.overlayfs)}")
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(cache: Path, runs: int = RUNS) -> list[Steady]:
     with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name,
+        tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as name,
         _both_roots(Path(name), cache) as roots,
     ):
         for root in roots.values():

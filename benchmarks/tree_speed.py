@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.demo import drop_page_cache
 from benchmarks.images import RECIPES, ensure
+from benchmarks.report import Row
 from benchmarks.unpack import image_layers, unpack
 from converter import Settings, convert_image
 from lazyfs.stores import open_store, parse_reference
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
     with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-") as directory,
+        tempfile.TemporaryDirectory(prefix="lazyfs-measure-") as directory,
         both_trees(Path(directory), arguments.cache, arguments.image) as trees,
     ):
         figures = measure(trees, arguments.runs)
@@ -87,6 +88,13 @@ def measure(
                 figures[f"{name} cold"][tree].append(_seconds(command, path))
                 figures[f"{name} warm"][tree].append(min(_seconds(command, path) for _ in range(3)))
     return figures
+
+
+def rows(figures: dict[str, dict[str, list[float]]]) -> Iterator[Row]:
+    for name, by_tree in figures.items():
+        pairs = zip(by_tree["lazyfs"], by_tree["file system"], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        yield Row(f"{name}, of the file system's", ratio, "", GOALS.get(name))
 
 
 def _seconds(command: list[str], directory: Path) -> float:

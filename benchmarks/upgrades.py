@@ -8,7 +8,6 @@ one's chunks that the old one does not have, if all of it is read; and what a st
 it is ready: on an empty node, and on a node that has started the old one.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from benchmarks.images import RECIPES, ensure
 from benchmarks.images.services import UPGRADED
 from benchmarks.link import Link, parse_link
 from benchmarks.node import lazyfs, running_node
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from benchmarks.workloads import SUITE
 from converter import Settings, compare, convert_image
 from lazyfs.run.ready import Started, parse_probe
@@ -44,27 +43,22 @@ class Upgrade:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.upgrades", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--images", nargs="+", choices=IMAGES, default=IMAGES)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.upgrades", __doc__)
+    options.add_argument("--images", nargs="+", choices=IMAGES, default=IMAGES)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.images)
     for each in found:
         print(
             f"{each.image:10} pull {each.pull / 1e6:7.1f} MB, all of it lazily {each.chunks / 1e6:7.1f} MB; start "
             f"{each.start_on_empty / 1e6:6.1f} MB on an empty node, {each.start_after_old / 1e6:6.1f} MB after the old"
         )
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(cache: Path, images: Sequence[str] = IMAGES) -> list[Upgrade]:
     found = []
     for image in images:
-        with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir="/var/tmp") as name:
+        with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir="/var/tmp") as name:
             found.append(_measure(image, cache, Path(name)))
     return found
 

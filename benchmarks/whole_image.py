@@ -6,7 +6,6 @@
 (zstd) are downloaded at once, each by a curl, and unpacked by tar, lowest layer first, each as soon as it is here.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from benchmarks.demo import drop_page_cache
 from benchmarks.link import Link, LinkSpec, parse_link
 from benchmarks.node import TAG, convert_recipe, mounted, running_node
 from benchmarks.process import FailedError
-from benchmarks.report import Row, markdown, write_json
+from benchmarks.report import Row, conclude, parser
 from benchmarks.unpack import image_layers
 
 LINKS = ("1gbit,2ms", "100mbit,20ms")
@@ -42,25 +41,20 @@ class Reading:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_image", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--links", nargs="+", default=LINKS)
-    parser.add_argument("--recipe", default=RECIPE)
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.whole_image", __doc__)
+    options.add_argument("--links", nargs="+", default=LINKS)
+    options.add_argument("--recipe", default=RECIPE)
+    options.add_argument("--runs", type=int, default=RUNS)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.links, arguments.recipe, arguments.runs)
-    print(markdown(rows(found)))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(
     cache: Path, links: Sequence[str] = LINKS, recipe: str = RECIPE, runs: int = RUNS
 ) -> list[Reading]:
     found = []
-    with tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=_DISK) as name:
+    with tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir=_DISK) as name:
         directory = Path(name)
         layout = convert_recipe(recipe, cache, directory / "layout")
         with serve_layout(layout, _NAME) as address:
@@ -86,7 +80,7 @@ def _through_the_mount(spec: LinkSpec, address: str, directory: Path) -> Reading
 def _downloaded(spec: LinkSpec, address: str, layout: Path) -> Reading:
     layers, _ = image_layers(layout, TAG)
     with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=_DISK) as directory,
+        tempfile.TemporaryDirectory(prefix="lazyfs-measure-", dir=_DISK) as directory,
         Link(spec, address) as link,
     ):
         target = Path(directory, "unpacked")

@@ -2,7 +2,7 @@
 # Brings a Debian machine to where `make demo` or `make test` can run: system packages, and a
 # virtual environment in .venv with the versions and hashes of requirements/*.txt.
 #
-#     scripts/setup.sh demo|test|browser
+#     scripts/setup.sh demo|test|bench|browser
 #
 # What is there is left alone: a second run changes nothing, needs no network and takes no time.
 # What cannot be is said in one line before anything is changed.
@@ -35,6 +35,10 @@ TEST_PACKAGES="
     docker-registry=docker-registry
     openssl=openssl
     nginx-light=nginx
+"
+BENCH_PACKAGES="
+    curl=curl
+    fio=fio
 "
 BROWSER_PACKAGES="
     chromium=chromium
@@ -173,8 +177,9 @@ main() {
     case ${1-} in
     demo) ;;
     test) packages+=$TEST_PACKAGES lock=dev.txt ;;
+    bench) packages+=$TEST_PACKAGES$BENCH_PACKAGES lock=dev.txt ;;
     browser) packages+=$TEST_PACKAGES$BROWSER_PACKAGES lock=dev.txt ;;
-    *) fail "usage: scripts/setup.sh demo|test|browser" ;;
+    *) fail "usage: scripts/setup.sh demo|test|bench|browser" ;;
     esac
     cd "$(dirname "$0")/.."
     PATH=$PATH:/usr/sbin:/sbin

@@ -47,15 +47,20 @@ def scratch(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def run_enclosed(module: str, arguments: Sequence[str | Path]) -> int:
-    """Run `python -m MODULE ARGUMENTS` in namespaces of its own; returns its exit code, when nothing of it is left."""
+def run_enclosed(module: str, arguments: Sequence[str | Path], seconds: float | None = None) -> int:
+    """Run `python -m MODULE ARGUMENTS` in namespaces of its own; returns its exit code, when nothing of it is left.
+
+    NodeError where it takes longer than so many seconds.
+    """
     command = [*_ENCLOSE, sys.executable, "-m", "lazyfs.bench.enclosure", module, *map(str, arguments)]
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise NodeError(f"{command[0]}: {error.strerror}", hint="it is in util-linux") from error
     try:
-        return process.wait()
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise NodeError(f"it took longer than {seconds:.0f} s") from None
     finally:
         _end(process)
 

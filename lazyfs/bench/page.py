@@ -38,16 +38,17 @@ th:first-child, td:first-child { text-align: left; } details { margin: 0.6em 0; 
 Draw = Callable[[int], str]
 
 
-def write_page(results: Results, file: Path) -> None:
+def write_page(results: Results, file: Path, first: str = "") -> None:
+    """`first` is HTML that stands before the starts."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page(results))
+        file.write_text(page(results, first))
     except OSError as error:
         raise NodeError(f"cannot write the report to {file}: {error.strerror}") from error
 
 
-def page(results: Results) -> str:
-    body = "\n".join(_body(results))
+def page(results: Results, first: str = "") -> str:
+    body = first + "\n".join(_body(results))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -137,15 +138,15 @@ def _table(ways: Sequence[tuple[str, list[Start]]]) -> str:
             ]
         )
     head = ["", "to ready, s", "least to most", *phases(ways[0][1])]
-    return _cells([*head, "MB", "requests", "reads by the kernel", "CPU, s", "memory, MB"], rows)
+    return table([*head, "MB", "requests", "reads by the kernel", "CPU, s", "memory, MB"], rows)
 
 
 def _uses(way: str, start: Start) -> str:
     rows = [[use.name, str(use.processes), f"{use.cpu:.2f}", f"{use.memory / 1e6:.1f}"] for use in start.uses]
-    return _cells([way, "processes", "CPU, s", "memory, MB"], rows)
+    return table([way, "processes", "CPU, s", "memory, MB"], rows)
 
 
-def _cells(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(each)}</th>" for each in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(each)}</td>" for each in row) + "</tr>" for row in rows)
     return f'<div class="table" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -19,7 +19,8 @@ def conditions(results: Results) -> str:
     return (
         f"{machine['when']}, {machine['processor']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, "
         f"Linux {machine['kernel']}, containerd {machine['containerd']}, lazyfs {machine['lazyfs']}; "
-        f"{results.runs} rounds in random order (seed {results.seed}), page cache and node cache cold for each start; "
+        f"{results.runs} {'round' if results.runs == 1 else 'rounds'} in random order (seed {results.seed}), "
+        "page cache and node cache cold for each start; "
         f"load average before the starts {load:.1f} (median)"
     )
 
