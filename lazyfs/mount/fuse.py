@@ -23,9 +23,11 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -40,6 +42,28 @@ log = logging.getLogger(__name__)
 
 # (inode, offset, size, waited): called in the loop after each answered read, so it must be quick.
 ReadObserver = Callable[[int, int, int, bool], None]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make an error of whatever goes wrong: it would end the loop, and the next daemon be asked the same."""
+
+    @wraps(handler)
+    async def answering(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return await handler(*arguments, **named)
+        except pyfuse3.FUSEError:
+            raise
+        except LazyfsError as error:
+            log.error("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+        except Exception as error:
+            log.exception("%s", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return answering
 
 
 class DeviceFiles(pyfuse3.Operations):
@@ -60,6 +84,7 @@ class DeviceFiles(pyfuse3.Operations):
         """Called while the kernel's first request is handled; the reply is out before any task runs on."""
         self.initialized.set()
 
+    @_answered
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -81,6 +106,7 @@ class DeviceFiles(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept for what the kernel has looked up: a number means the same device always."""
 
+    @_answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         if inode == ROOT_INODE:
             return _directory_attributes()
@@ -99,6 +125,7 @@ class DeviceFiles(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         pass
 
+    @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         tree = self._table.tree(fh)
         if tree is not None:
@@ -110,6 +137,7 @@ class DeviceFiles(pyfuse3.Operations):
             ):
                 break
 
+    @_answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         tree = self._table.tree(inode)
         with tree_files.stale_numbers():
@@ -117,17 +145,20 @@ class DeviceFiles(pyfuse3.Operations):
                 raise KeyError(inode)
             return tree.target(inode)
 
+    @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         tree = self._table.tree(inode)
         if tree is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return tree_files.xattr(tree, inode, name)
 
+    @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         tree = self._table.tree(inode)
         with tree_files.stale_numbers():
             return [name for name, _ in tree.xattrs(inode)] if tree is not None else []
 
+    @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
@@ -135,6 +166,7 @@ class DeviceFiles(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
+    @_answered
     async def release(self, fh: int) -> None:
         self._table.released(fh)
 
@@ -153,6 +185,7 @@ class DeviceFiles(pyfuse3.Operations):
             log.exception("device %s: reading %d bytes at %d", os.fsdecode(device.name), size, off)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
+    @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         devices = self._table.listing()
         reply = pyfuse3.StatvfsData()

@@ -29,6 +29,7 @@ from lazyfs.mount.attach import serve
 from lazyfs.mount.connection import open_and_mount
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.mount.fuse import store_pages
+from lazyfs.mount.image_files import ImageFiles
 from lazyfs.mount.syscalls import unmount
 from tests.mount.pattern import pattern
 
@@ -128,6 +129,14 @@ class Commands:
     def add(self, inode: int, name: str, **device: Any) -> None:
         self.devices[name] = SyntheticDevice(**device)
         self._table.add(inode, name, self.devices[name])
+
+    def add_broken_tree(self, base: int, name: str) -> None:
+        """An image whose files cannot be shown, since there is a mistake in the program."""
+
+        def files() -> ImageFiles:
+            raise ZeroDivisionError("a mistake in the program")
+
+        self._table.add_tree(base, name, files)
 
     def remove(self, name: str) -> None:
         self._table.remove(name)

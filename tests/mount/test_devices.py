@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB, open_and_mount
+from lazyfs.mount.image_files import view_base
 from lazyfs.mount.mountinfo import mount_at
 from lazyfs.mount.syscalls import unmount
 from tests.mount.conftest import DeviceServer, drop_pages, names
@@ -185,6 +186,18 @@ def test_a_faulty_device_never_gives_wrong_bytes(server: DeviceServer, state: st
     assert caught.value.errno == errno.EIO
     assert read(path, 10, PAGE) == pattern(4, 10, PAGE)
     assert any("device faulty" in line for line in server.log_lines())
+
+
+def test_a_mistake_in_the_program_ends_nothing(server: DeviceServer) -> None:
+    """The loop that answers all readers goes on: else the next daemon would be asked the same, and the one after it."""
+    server.expected = ["lookup", "Traceback", "  ", "ZeroDivisionError: a mistake in the program"]
+    path = server.add("right", size=SIZE, seed=4)
+    server.do("add_broken_tree", base=view_base("0123456789ab"), name="broken")
+    with pytest.raises(OSError) as caught:
+        (server.target / "broken").stat()
+    assert caught.value.errno == errno.EIO
+    assert read(path, 10, PAGE) == pattern(4, 10, PAGE)
+    assert any(line.endswith("lookup") for line in server.log_lines())
 
 
 def test_readers_of_missing_data_wait_side_by_side(server: DeviceServer) -> None:
