@@ -79,28 +79,34 @@ class State:
 
     def layers(self) -> list[KnownLayer]:
         """Those that the kernel may know from this connection."""
-        rows = self._database.execute(
+        rows = self._read(
             "SELECT inode, toc, layer, diff_id, sources FROM layers WHERE connection = ? ORDER BY inode",
-            (self._connection,),
+            self._connection,
         )
-        return [
-            KnownLayer(inode, toc, json.loads(layer), diff_id, tuple(json.loads(sources)))
-            for inode, toc, layer, diff_id, sources in rows
-        ]
+        found = []
+        for inode, toc, layer, diff_id, sources in rows:
+            with self._skipped_where_damaged(f"device {inode}"):
+                found.append(KnownLayer(inode, toc, json.loads(layer), diff_id, tuple(json.loads(sources))))
+        return found
 
     def images(self) -> dict[str, dict[str, Any]]:
         """What was answered for those that were opened through this connection, by name."""
-        rows = self._database.execute(
-            "SELECT name, answer FROM images WHERE connection = ?", (self._connection,)
-        )
-        return {name: json.loads(answer) for name, answer in rows}
+        rows = self._read("SELECT name, answer FROM images WHERE connection = ?", self._connection)
+        found = {}
+        for name, answer in rows:
+            with self._skipped_where_damaged(name):
+                found[name] = json.loads(answer)
+        return found
 
     def digest(self, reference: str) -> str | None:
         """Of the manifest that was opened last under this reference, through whichever connection."""
-        row = self._database.execute(
-            "SELECT answer FROM images WHERE reference = ? ORDER BY rowid DESC", (reference,)
-        ).fetchone()
-        return None if row is None else str(json.loads(row[0])["digest"])
+        rows = self._read(
+            "SELECT answer FROM images WHERE reference = ? ORDER BY rowid DESC LIMIT 1", reference
+        )
+        for (answer,) in rows:
+            with self._skipped_where_damaged(reference):
+                return str(json.loads(answer)["digest"])
+        return None
 
     def put_layer(self, toc: str, layer: dict[str, Any], diff_id: str, source: str) -> int:
         """The number of the layer's device: the one that it always had, or a new one."""
@@ -151,6 +157,22 @@ class State:
                 raise NodeError(
                     f"{self._path}: {error}", hint="free some space, or choose another --root"
                 ) from error
+
+    def _read(self, query: str, value: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query, (value,)).fetchall()
+        except sqlite3.Error as error:
+            raise NodeError(
+                f"{self._path}: {error}", hint="look at the disk, or choose another --root"
+            ) from error
+
+    @contextmanager
+    def _skipped_where_damaged(self, name: str) -> Iterator[None]:
+        """One row that SQLite finds nothing wrong with, and that says nothing, costs only what it is about."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError) as error:
+            log.error("%s: what it says of %s is damaged: %s", self._path, name, error)
 
 
 def _open(path: Path) -> sqlite3.Connection:
