@@ -198,11 +198,11 @@ def _make(image: Mapping[str, Any], files: Sequence[DirectFile | None], director
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _mount_image(image, files, directory)
-    except OSError as error:
-        raise NodeError(f"{directory}: {error.strerror}") from error
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             directory.rmdir()
+        if isinstance(error, OSError):
+            raise NodeError(f"{directory}: {error.strerror}") from error
         raise
 
 

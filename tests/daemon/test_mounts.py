@@ -1,5 +1,7 @@
 """Images mounted and unmounted by many at once, through daemons that live and daemons that were killed."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -103,3 +105,20 @@ def test_a_mount_that_fails_leaves_nothing(
         mount_view(paths, image, target)
     assert list(paths.mounts.iterdir()) == []
     assert [path.name for path in paths.images.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_fails_while_an_image_is_mounted_leaves_no_directory(
+    paths: NodePaths, made: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = open_made(paths, made)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing_disk:
+        failing_disk.setattr(images, "mount_erofs", fail)
+        with pytest.raises(NodeError, match="Input/output error"):
+            mount_view(paths, image, target)
+    assert [path.name for path in paths.images.iterdir()] == [".lock"]
+    mount_view(paths, image, target)
+    unmount_image(paths, target)
