@@ -121,13 +121,16 @@ class Launch:
 
     def bind(self, layers: Sequence[LaunchLayer]) -> None:
         """Go on with frames: the layers of the image, lowest first, whose TOCs have been proved."""
-        self._bound.set_result(layers)
+        with self._lock:
+            if not self._bound.done():  # it may have been stopped just now
+                self._bound.set_result(layers)
 
     def stop(self, reason: str = "stopped") -> None:
         """End it; who waits for a frame is told at once."""
         self._stopped = True
-        if not self._bound.done():
-            self._bound.set_exception(StoreError(reason))
+        with self._lock:
+            if not self._bound.done():
+                self._bound.set_exception(StoreError(reason))
         self._stream.close()
 
     def join(self, seconds: float) -> None:

@@ -31,6 +31,8 @@ REMEMBER_SECONDS = 300.0
 """How long the answer holds, also that there is none."""
 LOOK_UP_THREADS = 4
 MAX_REFUSED = 4096
+REFUSED_SECONDS = 60.0
+"""After which nobody asks again because of an earlier refusal."""
 STOP_SECONDS = 5.0
 
 
@@ -177,8 +179,9 @@ class Launches:
         for launch in launches:
             launch.stop("the node is closing")
         self._executor.shutdown(wait=False, cancel_futures=True)
+        ends = time.monotonic() + STOP_SECONDS
         for launch in launches:
-            launch.finished.wait(STOP_SECONDS)
+            launch.finished.wait(max(0.0, ends - time.monotonic()))
 
 
 class LaunchDevice:
@@ -190,6 +193,7 @@ class LaunchDevice:
         self._launches: tuple[tuple[Launch, int], ...] = ()
         self._lock = threading.Lock()
         self._refused: list[tuple[int, int]] = []
+        self._refused_at = 0.0
 
     @property
     def size(self) -> int:
@@ -202,10 +206,11 @@ class LaunchDevice:
 
     def expect(self, launch: Launch, layer: int) -> None:
         """The layer is number `layer` of the image that is launched."""
-        self._launches = (
-            *(each for each in self._launches if not each[0].finished.is_set()),
-            (launch, layer),
-        )
+        active = [each for each in self._launches if not each[0].finished.is_set()]
+        with self._lock:
+            if not active and time.monotonic() > self._refused_at + REFUSED_SECONDS:
+                self._refused.clear()
+        self._launches = (*active, (launch, layer))
 
     def peek(self, offset: int, length: int) -> bytes | None:
         return self._device.peek(offset, length)
@@ -244,6 +249,7 @@ class LaunchDevice:
             if len(self._refused) >= MAX_REFUSED:
                 return False
             self._refused.append((start, end))
+            self._refused_at = time.monotonic()
             return True
 
     def _when_arrived(

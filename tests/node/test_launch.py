@@ -222,6 +222,41 @@ def test_a_launch_that_is_stopped_ends(rig: Callable[..., Rig]) -> None:
     assert waiting.result(PATIENCE) == one.layers[0].device[:10]
 
 
+def test_a_launch_that_is_stopped_just_before_it_is_bound(rig: Callable[..., Rig]) -> None:
+    """By the end of the node, or since another start of the image has begun: whoever opens it hears nothing of that."""
+    one = rig()
+    one.store.allow(0)
+    launch = one.begin()
+    launch.stop()
+    one.bind(launch)
+    one.store.allow(1 << 60)
+    assert launch.finished.wait(PATIENCE)
+    assert launch.progress.state == "refused"
+    one.all_is_right()
+
+
+def test_what_was_refused_is_forgotten_with_the_launch(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = rig([(0, 0), (0, 1)])
+    far = int(one.layers[0].chunks.start[4])
+
+    def is_refused() -> bool:
+        one.kept.unlink(missing_ok=True)
+        one.store.allow(0)
+        launch = one.begin()
+        one.store.allow(len(one.store.data) - 8 * KIB)
+        one.bind(launch)
+        error = one.devices[0].request(far, 64 * KIB).exception(PATIENCE)
+        one.store.allow(1 << 60)
+        assert launch.finished.wait(PATIENCE)
+        return isinstance(error, AskForLessError)
+
+    assert is_refused()
+    monkeypatch.setattr(launches, "REFUSED_SECONDS", -1.0)
+    assert is_refused(), "a later start is as the first"
+
+
 def test_a_defect_when_it_arrives_is_an_error_of_who_waits(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
