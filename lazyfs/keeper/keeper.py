@@ -307,7 +307,12 @@ class Keeper:
             asking, _ = self._control.accept()
         except OSError:
             return
-        asking.settimeout(1.0)
+        # Nobody is waited for: who is slow to ask must not keep the next daemon from starting.
+        asking.setblocking(False)
+        self._selector.register(asking, selectors.EVENT_READ, lambda: self._hear_control(asking))
+
+    def _hear_control(self, asking: socket.socket) -> None:
+        self._selector.unregister(asking)
         try:
             asked = link.hear(asking)
         except (EOFError, OSError):
