@@ -9,7 +9,10 @@ This is all that a front end (FUSE) sees of the node.
 import errno
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from lazyfs.errors import LazyfsError, NodeError
@@ -50,6 +53,20 @@ class RandomAccess(Protocol):
         ...
 
 
+@contextmanager
+def _told(answer: "Future[bytes]") -> Iterator[None]:
+    """Whoever waits for the answer hears of what goes wrong: a callback's exceptions are dropped."""
+    try:
+        yield
+    except CancelledError:
+        answer.set_exception(NodeError("the node is closing"))
+    except LazyfsError as error:
+        answer.set_exception(error)
+    except Exception as error:
+        log.exception("a read")
+        answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
+
+
 class LayerDevice:
     """One layer's device. Thread safe."""
 
@@ -80,6 +97,8 @@ class LayerDevice:
         length = self._clip(offset, length)
         if length and self._cache.has(offset, length):
             self._read_disk(answer, offset, length)
+        elif length and self._lies_on_disk(offset, length):
+            self._fetch_beside_disk(answer, offset, length)
         else:
             self._fetch(answer, offset, length)
         if length:
@@ -88,19 +107,32 @@ class LayerDevice:
 
     def _read_disk(self, answer: "Future[bytes]", offset: int, length: int) -> None:
         def done(read: "Future[bytes | None]") -> None:
-            try:
+            with _told(answer):
                 data = read.result()
                 if data is not None:
                     answer.set_result(data)
                 else:  # the disk does not give it back, or it was dropped meanwhile
                     self._fetch(answer, offset, length)
-            except CancelledError:
-                answer.set_exception(NodeError("the node is closing"))
-            except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
-                log.exception("%d bytes at %d", length, offset)
-                answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
 
-        self._fetcher.from_disk(offset, length).add_done_callback(done)
+        self._fetcher.from_disk(partial(self._cache.read, offset, length)).add_done_callback(done)
+
+    def _lies_on_disk(self, offset: int, length: int) -> bool:
+        """Would some of what is here keep a reader waiting for the disk?"""
+        spans = [self._span(index, offset, length) for index in self._chunks.covering(offset, length)]
+        here = [(low, high - low) for low, high in spans if self._cache.has(low, high - low)]
+        return not all(self._cache.is_at_hand(*each) for each in here)
+
+    def _fetch_beside_disk(self, answer: "Future[bytes]", offset: int, length: int) -> None:
+        """`_fetch` by a thread that may wait for the disk; what is missing is on its way meanwhile."""
+        spans = {index: self._span(index, offset, length) for index in self._chunks.covering(offset, length)}
+        missing = [index for index, (low, high) in spans.items() if not self._cache.has(low, high - low)]
+        self._fetcher.flights(missing)
+
+        def done(fetching: "Future[None]") -> None:
+            with _told(answer):
+                fetching.result()
+
+        self._fetcher.from_disk(partial(self._fetch, answer, offset, length)).add_done_callback(done)
 
     def _fetch(self, answer: "Future[bytes]", offset: int, length: int) -> None:
         indexes = self._chunks.covering(offset, length) if length else range(0)
@@ -110,16 +142,12 @@ class LayerDevice:
 
         def finish() -> None:
             try:
-                for flight in flights:
-                    low, high = self._span(flight.index, offset, length)
-                    start = int(self._chunks.start[flight.index])
-                    pieces[flight.index] = flight.future.result()[low - start : high - start]
-                answer.set_result(b"".join(piece for piece in pieces.values() if piece is not None))
-            except LazyfsError as error:
-                answer.set_exception(error)
-            except Exception as error:  # whoever waits must hear of it: a callback's exceptions are dropped
-                log.exception("%d bytes at %d", length, offset)
-                answer.set_exception(NodeError(f"{type(error).__name__}: {error}"))
+                with _told(answer):
+                    for flight in flights:
+                        low, high = self._span(flight.index, offset, length)
+                        start = int(self._chunks.start[flight.index])
+                        pieces[flight.index] = flight.future.result()[low - start : high - start]
+                    answer.set_result(b"".join(piece for piece in pieces.values() if piece is not None))
             finally:
                 # A flight knows this function, which knows the flight: the bytes would wait for the collector.
                 flights.clear()

@@ -14,10 +14,11 @@ error when its time is over.
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from functools import partial
+from typing import TypeVar
 
 from lazyfs.errors import IntegrityError, LazyfsError, NodeError, StoreError
 from lazyfs.node.cache import LayerCache
@@ -28,6 +29,8 @@ from lazyfs.node.plan import REQUEST_SIZES, Flight, Run, join_neighbours
 from lazyfs.node.sources import BlobSource, Sources, open_chunk
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _GRACE = 1.0
 """Seconds that a store has to say itself what is wrong."""
@@ -86,10 +89,8 @@ class Fetcher:
                         self._flights[index] = flight
                         started.append(flight)
                 elif flight.lane is not Lane.DEMAND:
-                    flight.lane, flight.demanded = Lane.DEMAND, now
-                    if flight.run is not None and not flight.run.asked:
-                        flight.run.flights.remove(flight)
-                        flight.runs -= 1
+                    flight.demanded = now
+                    if self._overtakes(flight, Lane.DEMAND):
                         started.append(flight)
                 joined.append(flight)
             runs = self._plan(started, Lane.DEMAND)
@@ -106,11 +107,11 @@ class Fetcher:
         started: list[Flight] = []
         with self._lock:
             for index in indexes:
-                if (
-                    index not in self._flights
-                    and self._cache.missing_units(index)
-                    and self._damage.of(index) is None
-                ):
+                flight = self._flights.get(index)
+                if flight is not None:
+                    if flight.lane > lane and self._overtakes(flight, lane):
+                        started.append(flight)
+                elif self._cache.missing_units(index) and self._damage.of(index) is None:
                     self._flights[index] = flight = Flight(index, lane)
                     started.append(flight)
             runs = self._plan(started, lane)
@@ -124,13 +125,13 @@ class Fetcher:
             with suppress(RuntimeError):  # the node is closing
                 self._engine.disk.submit(self._cache.will_be_read, low, high)
 
-    def from_disk(self, offset: int, length: int) -> "Future[bytes | None]":
-        """What the cache has of it, by a thread that may wait for the disk."""
+    def from_disk(self, read: "Callable[[], T]") -> "Future[T]":
+        """What this gives, done by a thread that may wait for the disk."""
         self._disk_is_read_until = time.monotonic() + _DISK_SECONDS
         try:
-            return self._engine.disk.submit(self._cache.read, offset, length)
+            return self._engine.disk.submit(read)
         except RuntimeError:  # the node is closing
-            failed: Future[bytes | None] = Future()
+            failed: Future[T] = Future()
             failed.set_exception(NodeError(f"{self._layer}: the node is closing"))
             return failed
 
@@ -142,6 +143,15 @@ class Fetcher:
     def has_room(self) -> bool:
         """Whether the cache has taken what it was given of late: without it there is no use in fetching ahead."""
         return time.monotonic() >= self._no_room_until
+
+    def _overtakes(self, flight: Flight, lane: Lane) -> bool:
+        """Somebody more urgent wants a flight; is it to be asked for anew, since its run waits behind others?"""
+        flight.lane = lane
+        if flight.run is None or flight.run.asked:
+            return False
+        flight.run.flights.remove(flight)
+        flight.runs -= 1
+        return True
 
     def _plan(self, flights: list[Flight], lane: Lane) -> list[Run]:
         runs = [Run(lane, part) for part in join_neighbours(self._chunks, flights, REQUEST_SIZES[lane])]

@@ -54,6 +54,22 @@ def test_demand_overtakes_what_is_only_foreseen(rig: Make) -> None:
     assert each.store.twice() == 0
 
 
+def test_what_a_reader_comes_to_overtakes_the_background(rig: Make) -> None:
+    each = rig([40 * KIB] * 60, [10] * 60)
+    gate = threading.Event()
+    each.store.fault = lambda offset, length: (gate.wait(PATIENCE), None)[1]
+    filling = each.fetcher.ahead(range(50), Lane.FILL)
+    wait_until(lambda: len(each.store.reads) == 2)
+    foreseen = each.fetcher.ahead(range(40, 45), Lane.PREFETCH)
+    wait_until(lambda: {each.layer.frame_span(index) for index in range(40, 45)} <= set(each.store.reads))
+    assert len(each.store.reads) == 7
+    assert each.fetcher.ahead(range(40, 45), Lane.FILL) == [], "what is urgent stays so"
+    gate.set()
+    assert [future.result(PATIENCE) for future in foreseen] == [each.layer.plain(i) for i in range(40, 45)]
+    assert [filling[index] for index in range(40, 45)] == foreseen
+    assert each.store.twice() == 0
+
+
 def test_what_overtakes_and_fails_is_an_error_at_once(rig: Make) -> None:
     each = rig([40 * KIB] * 60, [10] * 60)
     each.store.damage(each.layer, 45)
