@@ -5,6 +5,8 @@ is told to serve. `python -m lazyfs.keeper --root DIR` runs a node in the foregr
 """
 
 import argparse
+import logging
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -55,7 +57,9 @@ def _run(paths: NodePaths, keeper: socket.socket) -> None:
         match said.get("do"):
             case "serve":
                 serve_node(paths, keeper, Possessions.received(descriptors))
-                return
+                logging.shutdown()
+                # All that is to be kept is. Threads that still wait for a store would keep the next daemon waiting.
+                os._exit(0)
             case "end":
                 return
             case "ping":

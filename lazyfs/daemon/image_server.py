@@ -103,7 +103,8 @@ class _Server(socketserver.TCPServer):
         for connection in self._connections.copy():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._pool.shutdown(cancel_futures=True)
+        # Who waits for a store hears of the end when that answers; the next daemon does not wait for it.
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Handler(BaseHTTPRequestHandler):

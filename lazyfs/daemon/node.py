@@ -144,15 +144,7 @@ class Node:
         answer = self._describe(found.reference, image, layers, key)
         answer |= {"mode": mode, "view": str(self._paths.fuse / view) if view else ""}
         answer["launch"] = self.starts.is_launched(image.descriptor.digest, key)
-        self.care.note(
-            SeenImage(
-                answer["reference"],
-                answer["digest"],
-                tuple(SeenLayer(each.toc_digest, each.blob, each.device.size) for each in layers),
-                (key,),
-                time.time(),
-            )
-        )
+        self._note(answer, layers)
         name = f"{found.reference} {key}"
         if self._images.get(name) != answer:
             self._state.put_image(name, str(found.reference), answer)
@@ -160,12 +152,30 @@ class Node:
             self.starts.fetch_entry(image, key, layers, command)
         with self._noting:
             self._images[name] = answer
-        if fill and self._filler is not None:
-            for layer in layers:
-                proved = not prove or self._verdicts.is_right(layer.toc_digest)
-                judge = None if proved else partial(self._judge, layer)
-                self._filler.add(layer.fetcher, layer.cache, judge)
+        if fill:
+            self._fill(layers, prove)
         return {**answer, "direct": whole}
+
+    def _note(self, answer: dict[str, Any], layers: Sequence[Layer]) -> None:
+        """Of which image they are, for who looks after the cache."""
+        self.care.note(
+            SeenImage(
+                answer["reference"],
+                answer["digest"],
+                tuple(SeenLayer(each.toc_digest, each.blob, each.device.size) for each in layers),
+                (answer["key"],),
+                time.time(),
+            )
+        )
+
+    def _fill(self, layers: Sequence[Layer], prove: bool) -> None:
+        """In the background, and prove then what is not proved yet."""
+        if self._filler is None:
+            return
+        for layer in layers:
+            proved = not prove or self._verdicts.is_right(layer.toc_digest)
+            judge = None if proved else partial(self._judge, layer)
+            self._filler.add(layer.fetcher, layer.cache, judge)
 
     def look_at(self, reference_text: str, directory: Path) -> Iterator[dict[str, Any]]:
         """What an image is made of, and its TOCs here: up to the first layer that was not converted.

@@ -21,6 +21,9 @@ THREADS = (40, 8, 2)
 """At most, of each lane. A thread that waits for an answer costs some 50 KB."""
 _STACK = 512 * 1024
 
+CLOSE_SECONDS = 2.0
+"""For what is being done when the node closes: readers wait for the next daemon. The threads end with the process."""
+
 
 class Lane(IntEnum):
     DEMAND = 0
@@ -62,14 +65,15 @@ class Crew:
             return time.monotonic() - self._busy_at
 
     def close(self) -> None:
-        """Wait for what is being done; what is queued is given up."""
+        """Wait for what is being done, though not for stores that say nothing; what is queued is given up."""
         with self._changed:
             self._closed = True
             for queue in self._queues:
                 queue.clear()
             self._changed.notify_all()
+        ends = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, ends - time.monotonic()))
 
     def _due(self) -> int:
         """How much of what is queued may be done now: what waits for its lane alone wants no thread."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from lazyfs.errors import LazyfsError, StoreError
 from lazyfs.node.cache import LayerCache
-from lazyfs.node.crew import Crew, Lane
+from lazyfs.node.crew import CLOSE_SECONDS, Crew, Lane
 from lazyfs.node.fetch import Fetcher
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Filler:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Fetcher, LayerCache]] = deque()
         self._known: dict[Fetcher, Judge | None] = {}
+        self._resting: dict[Fetcher, float] = {}
+        """Until when the store of a layer that waits is left alone."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self._added_at = 0.0
@@ -85,6 +87,7 @@ class Filler:
         """Nobody uses this layer any more: what of it is on its way still comes, and nothing else."""
         with self._changed:
             self._known.pop(fetcher, None)
+            self._resting.pop(fetcher, None)
             self._waiting = deque(each for each in self._waiting if each[0] is not fetcher)
 
     def layers_left(self) -> int:
@@ -92,11 +95,12 @@ class Filler:
         return len(self._known)
 
     def close(self) -> None:
+        """A proof that waits for its store is not waited for."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while (layer := self._next()) is not None:
@@ -109,12 +113,12 @@ class Filler:
                     if judge is not None:
                         judge(partial(self._goes_on, fetcher))
             except StoreError as error:
-                # Others first: their stores may answer.
+                # Others meanwhile: their stores may answer.
                 log.info("filling waits: %s", error)
                 with self._changed:
                     if fetcher in self._known:
                         self._waiting.append(layer)
-                self._sleep(self._pause)
+                        self._resting[fetcher] = time.monotonic() + self._pause
                 continue
             except LazyfsError as error:
                 log.warning("the background: %s", error)
@@ -127,10 +131,18 @@ class Filler:
                     self._known.pop(fetcher, None)
 
     def _next(self) -> tuple[Fetcher, LayerCache] | None:
+        """The first whose store is not to be left alone just now; None when the node is closing."""
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            return None if self._closed else self._waiting.popleft()
+            while not self._closed:
+                now = time.monotonic()
+                for layer in self._waiting:
+                    if self._resting.get(layer[0], now) <= now:
+                        self._waiting.remove(layer)
+                        self._resting.pop(layer[0], None)
+                        return layer
+                ends = [self._resting[fetcher] for fetcher, _ in self._waiting]
+                self._changed.wait(min(ends) - now if ends else None)
+            return None
 
     def _fill(self, fetcher: Fetcher, cache: LayerCache) -> bool:
         """False where something is still missing, and is left missing."""

@@ -58,3 +58,20 @@ def test_what_waits_for_its_lane_starts_no_threads() -> None:
     finally:
         go.set()
         crew.close()
+
+
+def test_closing_does_not_wait_for_a_store_that_says_nothing() -> None:
+    crew, store, busy = Crew((2, 1, 1)), threading.Event(), threading.Event()
+
+    def ask() -> None:
+        busy.set()
+        store.wait()
+
+    crew.submit(Lane.DEMAND, ask)
+    assert busy.wait(PATIENCE)
+    closing = threading.Thread(target=crew.close)
+    closing.start()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    store.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in crew._threads), "the end of the thread")

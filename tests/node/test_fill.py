@@ -2,17 +2,19 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lazyfs.errors import IntegrityError, LazyfsError, StoreError
+from lazyfs.node.cache import LayerCache
 from lazyfs.node.fetch import Fetcher
 from lazyfs.node.fill import Filler, Judge
 from tests.waiting import wait_until
 
 from .conftest import Rig
-from .samples import KIB, PATIENCE, failing, has, no_thread
+from .samples import BOOT, KIB, PATIENCE, FakeStore, failing, has, no_thread
 
 Make = Callable[..., Rig]
 MakeFiller = Callable[..., Filler]
@@ -176,3 +178,45 @@ def test_who_wants_a_layer_judged_just_when_it_is_done_is_heard(
     filling.add(each.fetcher, each.cache)
     assert judged.wait(PATIENCE)
     wait_until(done(filling))
+
+
+def test_closing_does_not_wait_for_a_proof(rig: Make, filler: MakeFiller) -> None:
+    each = rig()
+    judging, store = threading.Event(), threading.Event()
+
+    def judge(_: Callable[[], bool]) -> None:
+        judging.set()
+        assert store.wait(PATIENCE)
+
+    filling = filler(each)
+    filling.add(each.fetcher, each.cache, judge)
+    assert judging.wait(PATIENCE)
+    closing = threading.Thread(target=filling.close)
+    closing.start()
+    closing.join(PATIENCE / 2)
+    assert not closing.is_alive()
+    store.set()
+    assert filling._thread is not None
+    filling._thread.join(PATIENCE)
+
+
+def test_a_store_that_is_left_alone_keeps_no_other_waiting(
+    rig: Make, filler: MakeFiller, tmp_path: Path
+) -> None:
+    """Nor is its rest waited for at the end."""
+    each = rig()
+    silent = FakeStore(each.layer.blob)
+    silent.fault = failing(StoreError("no answer"))
+    cache = LayerCache(tmp_path / ("d" * 64), each.layer.chunks, BOOT)
+    fetcher = Fetcher("another layer", silent.source(), cache, each.engine)
+    filling = filler(each, pause=10_000.0)
+    filling.add(fetcher, cache)
+    wait_until(lambda: bool(filling._resting), "a store that is left alone")
+    filling.add(each.fetcher, each.cache)
+    wait_until(lambda: filling.layers_left() == 1)
+    each.fetcher.wait_kept(PATIENCE)
+    assert all(has(each.cache, index) for index in range(8))
+    filling.close()
+    assert filling._thread is not None
+    assert not filling._thread.is_alive()
+    cache.close()
