@@ -22,6 +22,7 @@ _ENCLOSE = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"),
 )
+_GRACE_SECONDS = 5.0
 _CGROUPS = Path("/sys/fs/cgroup")
 ENGINE_STATE = Path("/run/containerd")
 
@@ -54,7 +55,8 @@ def run_enclosed(module: str, arguments: Sequence[str | Path], seconds: float | 
     """
     command = [*_ENCLOSE, sys.executable, "-m", "lazyfs.bench.enclosure", module, *map(str, arguments)]
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        # A group of its own: what a terminal sends to end it comes to us, and we end it.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     except OSError as error:
         raise NodeError(f"{command[0]}: {error.strerror}", hint="it is in util-linux") from error
     try:
@@ -66,13 +68,16 @@ def run_enclosed(module: str, arguments: Sequence[str | Path], seconds: float | 
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the first process of the namespaces: the kernel lets it go when all the others have."""
-    if process.poll() is None:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        for pid in children.read_text().split() or [str(process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        process.wait()
+    """End the first process of the namespaces: the kernel lets it go when all the others have."""
+    # unshare complains of a child that was killed, so it is asked first; it hears nothing before it has begun.
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
+        if process.poll() is None:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            for pid in children.read_text().split() or [str(process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -104,6 +109,7 @@ def main() -> int:
     # Sockets and state of shims and runtimes, apart from those of the machine's own containerd.
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", ENGINE_STATE], check=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     worker = subprocess.Popen([sys.executable, "-m", *sys.argv[1:]]).pid
     while True:
         ended, status = os.wait()

@@ -1,5 +1,6 @@
 """A containerd of our own with the snapshotters that are measured, empty and for one start."""
 
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,8 @@ from lazyfs.errors import LazyfsError, NodeError
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 from lazyfs.stores.image import host_platform
+
+_log = logging.getLogger(__name__)
 
 _CONFIG_1 = """
 version = 2
@@ -141,13 +144,9 @@ class Engine:
         return self._ctr("run", *options, *(f"--env={each}" for each in env), reference, name, *words)
 
     def kill(self, name: str) -> None:
-        """End a container, if it runs."""
-        self._quietly("tasks", "kill", "--signal", "SIGKILL", name)
-
-    def forget(self, name: str) -> None:
-        """Whatever is left of a container that was killed."""
-        self._quietly("tasks", "delete", "--force", name)
-        self._quietly("containers", "delete", name)
+        """End a container, if it runs; a containerd that hangs is ended later, with all that it has."""
+        if not answers(self._ctr("tasks", "kill", "--signal", "SIGKILL", name)):
+            _log.debug("%s could not be killed", name)
 
     def moments(self, since: float) -> dict[str, float]:
         """When which event came first since a moment; waits for the start of a container."""
@@ -181,9 +180,6 @@ class Engine:
     def _ctr(self, *words: str, remote: bool = False) -> list[str]:
         program = find("ctr-remote" if remote else "ctr")
         return [program, "--address", f"{SOCKETS}/c.sock", "--namespace", self.namespace, *words]
-
-    def _quietly(self, *words: str) -> None:
-        subprocess.run(self._ctr(*words), capture_output=True, check=False, timeout=_SECONDS)
 
 
 @contextmanager
@@ -258,7 +254,7 @@ def _containerd(engine: Engine, address: str) -> Iterator[None]:
 
 def _await_answer(engine: Engine) -> None:
     deadline = time.monotonic() + _SECONDS
-    while subprocess.run(engine.ctr("version"), capture_output=True, check=False).returncode:
+    while not answers(engine.ctr("version")):
         if time.monotonic() > deadline:
             raise NodeError(f"containerd does not answer: {engine.said('c.log')}")
         time.sleep(_PAUSE)
@@ -283,10 +279,8 @@ def _await_events(engine: Engine) -> None:
     """Until it hears of a namespace label that is set again and again."""
     deadline = time.monotonic() + _SECONDS
     while not engine.events:
-        subprocess.run(
-            engine.ctr("namespaces", "label", engine.namespace, "a=b"), capture_output=True, check=False
-        )
-        subprocess.run(engine.ctr("namespaces", "create", engine.namespace), capture_output=True, check=False)
+        answers(engine.ctr("namespaces", "label", engine.namespace, "a=b"))
+        answers(engine.ctr("namespaces", "create", engine.namespace))
         if time.monotonic() > deadline:
             raise NodeError("containerd tells no events")
         time.sleep(_PAUSE)
@@ -340,6 +334,14 @@ def find(program: str) -> str:
         }
         raise NodeError(f"{program} is not on the PATH", hint=f"install {packages.get(program, program)}")
     return found
+
+
+def answers(command: Sequence[str], seconds: float = _SECONDS) -> bool:
+    """Whether a program does what it shall, in that time; one that hangs is killed."""
+    try:
+        return not subprocess.run(command, capture_output=True, check=False, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def engine_version() -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lazyfs.cli.common import json_option, print_json
-from lazyfs.cli.interrupts import interruptible
+from lazyfs.cli.interrupts import Interrupted, interruptible
 from lazyfs.cli.stores import REFERENCES, store_options
 from lazyfs.errors import UsageError
 
@@ -127,17 +127,22 @@ def start(
     if any(way.image for way in ways) and len(references) > 1:
         raise UsageError("a snapshotter of yours has one image", hint="measure one REF at a time")
     words = tuple(shlex.split(command))
-    with interruptible():
-        results = measure(
-            [Wanted(each, ready, words=words, env=env, patience=timeout) for each in references],
-            ways,
-            list(dict.fromkeys(links)),
-            runs,
-            secrets.randbelow(1 << 32) if seed is None else seed,
-            scratch,
-            output,
-            stores,
-        )
+    try:
+        with interruptible():
+            results = measure(
+                [Wanted(each, ready, words=words, env=env, patience=timeout) for each in references],
+                ways,
+                list(dict.fromkeys(links)),
+                runs,
+                secrets.randbelow(1 << 32) if seed is None else seed,
+                scratch,
+                output,
+                stores,
+            )
+    except Interrupted as interrupted:
+        kept = f" but {output}, with the rounds until then" if output and output.exists() else ""
+        click.echo(f"lazyfs: interrupted; nothing of the measurement is left{kept}", err=True)
+        return 128 + interrupted.number
     if html is not None:
         write_page(results, html)
     if as_json:

@@ -122,14 +122,21 @@ def test_what_cannot_be_meant() -> None:
         assert done.stderr.count("\n") == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_of_it_outlives_it(image: str, scratch: Path, number: signal.Signals) -> None:
     command = [*COMMAND, image, "--command", "sleep 1000", "--ready", "log:never", "--link", "loopback"]
-    with subprocess.Popen([*command, "--scratch", scratch], stderr=subprocess.DEVNULL) as process:
+    said = scratch.parent / "said"
+    with (
+        said.open("wb") as file,
+        subprocess.Popen([*command, "--scratch", scratch], stderr=file, process_group=0) as process,
+    ):
         wait_until(lambda: b"sleep\x001000" in b"".join(map(command_line, pids())), "the container", PATIENCE)
         (made,) = scratch.iterdir()
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal does it
         process.wait(PATIENCE)
+    if number == signal.SIGINT:
+        assert process.returncode == 128 + number
+        assert said.read_text().endswith("lazyfs: interrupted; nothing of the measurement is left\n")
     if number == signal.SIGKILL:  # then it is the kernel that ends them, afterwards
         wait_until(lambda: not left_of(scratch), "the end of all", PATIENCE)
     assert left_of(scratch) == []
