@@ -62,16 +62,15 @@ forward() {
 } 2>/dev/null
 
 inside() {
-    local mounts_before cgroups_before command
+    local mounts_before command
     mounts_before=$(mount_points)
-    cgroups_before=$(cgroups)
     set -m
     "$@" &
     command=$!
     trap 'interrupt "$command"' INT TERM
     await "$command"
     trap '' INT TERM
-    report_left_behind "$mounts_before" "$cgroups_before" || [ "$status" != 0 ] || status=1
+    report_left_behind "$mounts_before" || [ "$status" != 0 ] || status=1
     exit "$status"
 }
 
@@ -97,8 +96,10 @@ mount_points() {
     while read -r -a fields; do printf '%b\n' "${fields[4]}"; done </proc/self/mountinfo | sort
 }
 
-# Those of containers that lazyfs ran.
-cgroups() { find /sys/fs/cgroup -maxdepth 2 -type d -name 'lazyfs-*' 2>/dev/null | sort; }
+# Those of containers that lazyfs ran in this process namespace; others may be of other test runs.
+cgroups() {
+    find /sys/fs/cgroup -maxdepth 2 -type d -name "lazyfs-$(stat -L -c %i /proc/self/ns/pid)-*" 2>/dev/null | sort
+}
 
 processes() {
     local directory pid state
@@ -132,7 +133,7 @@ report_left_behind() {
         say "left behind: control group $cgroup"
         rmdir "$cgroup" || true
         found=1
-    done < <(comm -13 <(printf '%s\n' "$2") <(cgroups))
+    done < <(cgroups)
     while read -r device file; do
         case $file in
         "$LAZYFS_TEST_DIR"/*)

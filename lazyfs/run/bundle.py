@@ -71,8 +71,11 @@ class Place:
 
     @property
     def cgroup_path(self) -> str:
-        """Below the top, as docker's are: a limit of the caller's own cgroup does not hold there."""
-        return f"/lazyfs-{self.token}"
+        """Below the top, as docker's are: a limit of the caller's own cgroup does not hold there.
+
+        Cgroups belong to no namespace: the name says of which process namespace the container is.
+        """
+        return f"/lazyfs-{Path('/proc/self/ns/pid').stat().st_ino}-{self.token}"
 
 
 def write_bundle(options: RunOptions, image: ImageConfig, place: Place) -> None:
