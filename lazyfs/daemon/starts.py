@@ -15,6 +15,7 @@ from lazyfs.daemon.layers import Layer
 from lazyfs.daemon.views import Views
 from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
+from lazyfs.mount.hot_files import HotFiles
 from lazyfs.mount.images import find_image_mounts
 from lazyfs.mount.read_ahead import without_any
 from lazyfs.node.entry import Entry, EntryLayer, EntryPoints
@@ -59,12 +60,13 @@ class Starts:
             return
         for number, layer in enumerate(layers):
             layer.device.expect(launch, number)
+        hot = self._views.hot_files(key, self._put_pages) if mode == ladder.TREE else None
         bound = []
         for number, (layer, name) in enumerate(zip(layers, direct, strict=True)):
             if name:
                 bound.append(LaunchLayer(layer.inode, layer.cache, lambda _: True, _page_is_read))
             else:
-                bound.append(self._bound(layer, number, key, mode))
+                bound.append(self._bound(layer, number, key, mode, hot))
         launch.bind(bound)
 
     def is_launched(self, digest: str, key: str) -> bool:
@@ -102,13 +104,21 @@ class Starts:
         """Is there something that will be `settled`?"""
         return bool(self._launched)
 
-    def _bound(self, layer: Layer, number: int, key: str, mode: str) -> LaunchLayer:
-        """Pages go where the kernel reads them: into the device, or the file that joins all of them."""
+    def _bound(self, layer: Layer, number: int, key: str, mode: str, hot: HotFiles | None) -> LaunchLayer:
+        """Pages go where the kernel reads them: into the device, the file that joins all of them, or each file."""
         inode, put = layer.inode, self._put_pages
         if mode == ladder.LOOP:
             inode, put = self._views.pages_of(key, number, put)
+        if hot is not None:
+            put = partial(_put_into_files, hot, number)
         opened = partial(self._table.wait_opened, inode)
-        return LaunchLayer(inode, layer.cache, opened, put if mode != ladder.TREE else None)
+        return LaunchLayer(inode, layer.cache, opened, put)
+
+
+def _put_into_files(hot: HotFiles, layer: int, inode: int, offset: int, data: bytes) -> bool:
+    """Takes pages of a layer whose files the kernel reads one by one."""
+    hot.take(layer, offset, offset + len(data))
+    return True
 
 
 def _page_is_read(inode: int, offset: int, data: bytes) -> bool:

@@ -28,6 +28,7 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.spread import Pieces, spread
 from lazyfs.mount import ladder
 from lazyfs.mount.device_table import DeviceTable
+from lazyfs.mount.hot_files import HotFiles
 from lazyfs.mount.image_files import ImageFiles, view_base, view_of
 from lazyfs.node.files import write_new
 from lazyfs.node.launch import PutPages
@@ -104,6 +105,14 @@ class Views:
             return True
 
         return base, put
+
+    def hot_files(self, key: str, put_pages: PutPages) -> HotFiles:
+        """What gives the kernel pages of an image's tree from now on, when its files are opened."""
+        base = view_base(key)
+        files, layers = self._trees[base]
+        hot = HotFiles(files, [each.cache for each in layers], put_pages)
+        self._table.watch_opens(base, hot.opened)
+        return hot
 
     def forget(self, gone: Set[str]) -> None:
         """Show no more what layers that go (by their TOCs) are part of; nobody has it mounted."""

@@ -20,6 +20,8 @@ from lazyfs.mount.image_files import ImageFiles, view_of
 if TYPE_CHECKING:
     from lazyfs.node.device import RandomAccess
 
+Work = Callable[[], object]
+
 ROOT_INODE = 1
 MAX_NAME = 255
 
@@ -49,6 +51,7 @@ class DeviceTable:
         self._is_open: dict[int, threading.Event] = {}
         self._bound: dict[int, tuple[bytes, int]] = {}
         self._trees: dict[int, tuple[bytes, Callable[[], ImageFiles]]] = {}
+        self._at_open: dict[int, Callable[[int], Work | None]] = {}
         self._watchers: list[Callable[[Device], None]] = []
 
     def add(self, inode: int, name: str, content: "RandomAccess") -> None:
@@ -86,6 +89,17 @@ class DeviceTable:
         """Show the image no more. Its numbers stay its own: they come of what it holds."""
         with self._lock:
             self._trees.pop(base, None)
+            self._at_open.pop(base, None)
+
+    def watch_opens(self, base: int, watcher: Callable[[int], Work | None]) -> None:
+        """When a file of the tree ``base`` is opened, ask ``watcher`` what a thread is to do before the answer."""
+        with self._lock:
+            self._at_open[base] = watcher
+
+    def before_open(self, inode: int) -> Work | None:
+        """What is to be done before an open is answered, by a thread that may wait."""
+        watcher = self._at_open.get(view_of(inode))
+        return watcher(inode) if watcher is not None else None
 
     def remove(self, name: str) -> None:
         """Take ``name`` out of the directory. Raises `NotFoundError` if it is not there."""

@@ -43,6 +43,11 @@ log = logging.getLogger(__name__)
 # (inode, offset, size, waited): called in the loop after each answered read, so it must be quick.
 ReadObserver = Callable[[int, int, int, bool], None]
 
+OPEN_SECONDS = 0.5
+"""How long an open waits for pages that are given to the kernel, so that they need not be read."""
+GIVERS = 8
+"""Threads that give them."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -77,6 +82,7 @@ class DeviceFiles(pyfuse3.Operations):
         self._table = table
         self._observer = observer
         self._failing: dict[int, str] = {}
+        self._givers = trio.CapacityLimiter(GIVERS)
         self.initialized = trio.Event()
         table.watch_removals(_forget_name)
 
@@ -164,6 +170,11 @@ class DeviceFiles(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         if self._table.opened(inode) is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
+        first = self._table.before_open(inode)
+        if first is not None:
+            # For pages of the file, of which one may be locked by a read that waits for a store.
+            with trio.move_on_after(OPEN_SECONDS):
+                await trio.to_thread.run_sync(first, abandon_on_cancel=True, limiter=self._givers)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     @_answered

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,8 @@ INODE_BITS = 22
 _VIEWS = 1 << 62
 _KEY_DIGITS = 10
 _BATCH = 64
+
+Places = np.typing.NDArray[np.int64]
 
 
 def view_base(key: str) -> int:
@@ -155,6 +158,37 @@ class ImageFiles:
             if low < high:
                 found.append((extent.layer, extent.start + low - extent.offset, high - low))
         return found
+
+    def inside(self, layer: int, start: int, end: int) -> list[tuple[int, int, int]]:
+        """(number, low, high): which bytes of which regular files lie in [start, end) of a layer's device.
+
+        Sparse files, which may lie in many pieces, are left out.
+        """
+        inodes, starts, ends = self._places[layer]
+        first, last = np.searchsorted(ends, start, "right"), np.searchsorted(starts, end, "left")
+        return [
+            (self.root + inode, max(start, at) - at, min(end, behind) - at)
+            for inode, at, behind in zip(
+                inodes[first:last].tolist(),
+                starts[first:last].tolist(),
+                ends[first:last].tolist(),
+                strict=True,
+            )
+        ]
+
+    @cached_property
+    def _places(self) -> list[tuple[Places, Places, Places]]:
+        """Of each layer: its files by where they lie on the device, and where they start and end."""
+        inodes = self._tree.inodes
+        is_file = (inodes.mode & 0o170000 == stat.S_IFREG) & (inodes.size > 0)
+        is_file[self._tree.sparse_inodes] = False
+        places = []
+        for layer in range(len(self._devices)):
+            found = np.flatnonzero(is_file & (self._tree.device == layer))
+            found = found[np.argsort(inodes.data[found])]
+            starts = inodes.data[found].astype(np.int64)
+            places.append((found, starts, starts + inodes.size[found].astype(np.int64)))
+        return places
 
     def _check(self, number: int, kind: int) -> None:
         if self.attributes(number).mode & 0o170000 != kind:

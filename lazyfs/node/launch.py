@@ -61,14 +61,14 @@ class Head:
 class LaunchLayer:
     """A layer of the image that is launched; `opened` waits until the kernel has opened file `inode`.
 
-    `put_pages` gives it pages of the device; None where it reads files that it does not know before they are used.
+    `put_pages` gives it pages of the device.
     """
 
     inode: int
     cache: LayerCache
     opened: Callable[[float], bool]
     """Waits so many seconds."""
-    put_pages: PutPages | None
+    put_pages: PutPages
 
 
 @dataclass(slots=True)
@@ -316,8 +316,6 @@ class Launch:
     def _give(self, layer: LaunchLayer, start: int, end: int) -> bool:
         """False when the kernel has no use for pages of this image: nobody has mounted it."""
         put_pages = layer.put_pages
-        if put_pages is None:
-            return False
         for low in range(start, end, MAX_STORE):
             high = min(low + MAX_STORE, end)
             data = layer.cache.read(low, high - low)

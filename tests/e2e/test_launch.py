@@ -14,7 +14,7 @@ from lazyfs.daemon.client import DaemonClient
 from lazyfs.formats.oci_descriptor import PackLocation
 from lazyfs.formats.oci_types import PACK_ANNOTATION, PACK_TYPE
 from lazyfs.formats.profile import FIRST_LINE, parse
-from lazyfs.mount.ladder import FILE, LOOP, TREE
+from lazyfs.mount.ladder import FILE, TREE
 from lazyfs.stores import open_store, parse_reference
 from tests.faults import FaultServer
 from tests.stores.test_referrers import ModernRegistry
@@ -160,19 +160,37 @@ def test_a_pack_comes_in_each_mount_mode(
     view = node.mount(packed, tmp_path / "view", "--mount-mode", mode)
     wait_until(lambda: launches(node)[0]["ended"], "the end of the launch")
     (launch,) = launches(node)
-    assert (launch["state"], launch["page_bytes"] > 0) == ("done", mode != TREE)
+    assert (launch["state"], launch["page_bytes"] > 0) == ("done", True)
     paths = [os.fsdecode(touch.path) for touch in parse(profile.read_text())]
     files = [path for path in paths if (view / path).is_file() and not (view / path).is_symlink()]
     assert len(files) > 5
     before = node.status()["device_reads"]
     shown = {path: (view / path).read_bytes() for path in files}
-    if mode == LOOP:
+    if mode != FILE:
         asked = node.status()["device_reads"] - before
         assert asked < len(files), "the kernel has most of it"
     other = plain.mount(small, tmp_path / "other", "--mount-mode", FILE)
     assert shown == {path: (other / path).read_bytes() for path in files}
     node.umount(view)
     plain.umount(other)
+
+
+def test_a_start_from_a_tree_reads_nothing_that_its_pack_has_brought(
+    profile: Path, small: str, tmp_path: Path, make_node: Callable[..., Node]
+) -> None:
+    packed = f"oci:{tmp_path}/packed:small"
+    succeed(lazyfs("convert", "--profile", profile, small, packed))
+    node = make_node()
+    view = node.mount(packed, tmp_path / "view", "--mount-mode", TREE)
+    wait_until(lambda: launches(node)[0]["ended"], "the end of the launch")
+    before = node.status()["device_reads"]
+    assert succeed(node.run("--no-fill", "--mount-mode", TREE, packed)).stdout == SAID
+    assert node.status()["device_reads"] == before, reads(node)
+    # Without it the same start asks for what it reads.
+    other = make_node("plain")
+    assert succeed(other.run("--no-fill", "--mount-mode", TREE, small)).stdout == SAID
+    assert other.status()["device_reads"] > 5
+    node.umount(view)
 
 
 def test_a_pack_that_an_image_got_while_the_node_ran(

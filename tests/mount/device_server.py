@@ -138,6 +138,10 @@ class Commands:
 
         self._table.add_tree(base, name, files)
 
+    def hold_opens(self) -> None:
+        """From now on there is something to be done before an open is answered, and it comes to no end."""
+        self._table.watch_opens(0, lambda _: threading.Event().wait)
+
     def remove(self, name: str) -> None:
         self._table.remove(name)
 

@@ -200,6 +200,12 @@ def test_a_mistake_in_the_program_ends_nothing(server: DeviceServer) -> None:
     assert any(line.endswith("lookup") for line in server.log_lines())
 
 
+def test_an_open_does_not_wait_for_pages_that_cannot_be_given(server: DeviceServer) -> None:
+    path = server.add("right", size=SIZE, seed=4)
+    server.do("hold_opens")
+    assert read(path, 10, PAGE) == pattern(4, 10, PAGE)
+
+
 def test_readers_of_missing_data_wait_side_by_side(server: DeviceServer) -> None:
     """All are asked for at once, and those whose data is at hand are not kept waiting."""
     count = 64
