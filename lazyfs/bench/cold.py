@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ _DROP = Path("/proc/sys/vm/drop_caches")
 _PIECE = 1 << 20
 _MOST = 0.01
 """Of the bytes on the disk: pages that somebody else uses at the moment."""
+_ATTEMPTS = 20
+_PAUSE = 0.5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -46,19 +49,36 @@ class Cold:
             raise NodeError(f"the node was not cold: it had {self.on_disk:,} bytes of the image")
         if local and not self.on_disk:
             raise NodeError("a local start had nothing of its image on the disk")
-        if self.in_memory > max(self.on_disk * _MOST, _PIECE):
+        if self.is_used():
             raise NodeError(
                 f"the page cache was not cold: it had {self.in_memory:,} bytes", hint="who else reads them?"
             )
 
+    def is_used(self) -> bool:
+        """Whether somebody has more in memory than what happens to be looked at just now."""
+        return self.in_memory > max(self.on_disk * _MOST, _PIECE)
+
 
 def go_cold(contents: Iterable[Path], programs: Iterable[Path]) -> Cold:
-    """Empty the page cache, look, and empty it again of what looking has brought there."""
-    drop_page_cache()
-    files = [path for directory in contents for path in _files(directory)]
-    cold = Cold(sum(path.lstat().st_size for path in files), sum(map(_resident, [*files, *programs])))
+    """Empty the page cache, look, and empty it again of what looking has brought there.
+
+    Whoever still has pages, such as a runtime that is just ending, is waited for a little.
+    """
+    directories, programs = list(contents), list(programs)
+    cold = _empty(directories, programs)
+    for _ in range(_ATTEMPTS):
+        if not cold.is_used():
+            break
+        time.sleep(_PAUSE)
+        cold = _empty(directories, programs)
     drop_page_cache()
     return cold
+
+
+def _empty(directories: list[Path], programs: list[Path]) -> Cold:
+    drop_page_cache()
+    files = [path for directory in directories for path in _files(directory)]
+    return Cold(sum(path.lstat().st_size for path in files), sum(map(_resident, [*files, *programs])))
 
 
 def drop_page_cache() -> None:
