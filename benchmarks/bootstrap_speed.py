@@ -25,7 +25,7 @@ from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.tarwalk import Kind, Member
-from lazyfs.formats.toc import Toc, Tree
+from lazyfs.formats.toc_types import Toc, Tree
 
 BARS = {10_000: 0.030, 100_000: 0.300}
 LAYERS = (1, 3, 12)

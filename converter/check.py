@@ -27,6 +27,7 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci_descriptor import Descriptor, Platform
 from lazyfs.formats.tarwalk import FileSource, walk
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.layers import load_toc
 from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Image, Reference, Store, load_manifest
@@ -77,7 +78,7 @@ def check_image(
     began = time.monotonic()
     unmap_large_blocks()
     chosen = choose(store, reference, platform)
-    proved: dict[tuple[str, str], toc.Toc] = {}
+    proved: dict[tuple[str, str], Toc] = {}
     layers = {(layer.digest, diff_id) for image in chosen.images for layer, diff_id in image.layers}
     steps = _Steps(progress or Silent(), len(layers))
     return CheckReport(
@@ -114,9 +115,9 @@ def _told(pieces: Iterable[bytes], advanced: Callable[[int], None]) -> Iterator[
         advanced(len(piece))
 
 
-def _prove(store: Store, image: Image, proved: dict[tuple[str, str], toc.Toc], steps: _Steps) -> ProvedImage:
+def _prove(store: Store, image: Image, proved: dict[tuple[str, str], Toc], steps: _Steps) -> ProvedImage:
     """`proved` are layers, by digest and DiffID, of other images of the index."""
-    tocs: list[toc.Toc] = []
+    tocs: list[Toc] = []
     for layer, diff_id in image.layers:
         if (layer.digest, diff_id) not in proved:
             with steps.layer(layer.digest, 2 * layer.size) as advanced:
@@ -195,9 +196,7 @@ def _wrong(layer: Descriptor, what: str) -> IntegrityError:
     return IntegrityError(f"layer {layer.digest}: {what}", hint="convert the image again")
 
 
-def _check_stream(
-    store: Store, layer: Descriptor, claimed: toc.Toc, advanced: Callable[[int], None]
-) -> bytes:
+def _check_stream(store: Store, layer: Descriptor, claimed: Toc, advanced: Callable[[int], None]) -> bytes:
     """Read the blob as any runtime does, and rebuild the tree; returns the sha256 of the appendix."""
     digest = hashlib.sha256()
 
@@ -233,7 +232,7 @@ def _check_stream(
     return expected.digest()
 
 
-def _check_seek_table(store: Store, layer: Descriptor, claimed: toc.Toc) -> None:
+def _check_seek_table(store: Store, layer: Descriptor, claimed: Toc) -> None:
     """The standard seek table of a zstd blob must say of the stream's frames what the TOC says."""
     if claimed.codec != ZSTD:
         return
@@ -259,7 +258,7 @@ def _check_seek_table(store: Store, layer: Descriptor, claimed: toc.Toc) -> None
 
 
 def _check_chunks(
-    store: Store, layer: Descriptor, claimed: toc.Toc, appendix: bytes, advanced: Callable[[int], None]
+    store: Store, layer: Descriptor, claimed: Toc, appendix: bytes, advanced: Callable[[int], None]
 ) -> None:
     """Read every chunk as a node does: its frame alone, against its digest."""
     chunks = claimed.chunks

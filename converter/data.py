@@ -6,7 +6,7 @@ import numpy as np
 
 from converter.appendix import mappable
 from lazyfs.formats.tarwalk import Kind, Member
-from lazyfs.formats.toc import Strays, Tree
+from lazyfs.formats.toc_types import Strays, Tree
 
 
 class StreamData:

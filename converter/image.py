@@ -12,7 +12,6 @@ from converter.layer import Settings, convert_layer
 from converter.memory import unmap_large_blocks
 from converter.progress import LayerReport, Progress, Silent
 from lazyfs.errors import UnsupportedError
-from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import check
 from lazyfs.formats.frames import MEDIA_TYPES
 from lazyfs.formats.image_tree import merge
@@ -20,6 +19,7 @@ from lazyfs.formats.oci import Index, parse_index
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import FOREIGN_LAYER_TYPES, INDEX_TYPES, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from lazyfs.formats.profile import Profile
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Image, Reference, Store, load_image, load_manifest
 
@@ -83,7 +83,7 @@ class _Conversion:
     progress: Progress
     profile: Profile | None = None
     reports: list[LayerReport] = field(default_factory=list)
-    done: dict[str, tuple[Descriptor, toc.Toc]] = field(default_factory=dict)
+    done: dict[str, tuple[Descriptor, Toc]] = field(default_factory=dict)
     known_chunks: set[bytes] = field(default_factory=set)
 
     def index(self, descriptor: Descriptor) -> Descriptor:
@@ -97,7 +97,7 @@ class _Conversion:
 
     def image(self, image: Image) -> Descriptor:
         layers: list[Descriptor] = []
-        tocs: list[toc.Toc] = []
+        tocs: list[Toc] = []
         for number, (layer, diff_id) in enumerate(image.layers, 1):
             if layer.digest not in self.done:
                 self.done[layer.digest] = self._layer(layer, diff_id, number, len(image.layers))
@@ -135,7 +135,7 @@ class _Conversion:
         """The entry of an index, with its platform and annotations, for another document."""
         return replace(entry, media_type=to.media_type, digest=to.digest, size=to.size)
 
-    def _layer(self, layer: Descriptor, diff_id: str, number: int, count: int) -> tuple[Descriptor, toc.Toc]:
+    def _layer(self, layer: Descriptor, diff_id: str, number: int, count: int) -> tuple[Descriptor, Toc]:
         if layer.media_type in FOREIGN_LAYER_TYPES:
             raise UnsupportedError(
                 f"layer {layer.digest} is a foreign layer, which its maker does not allow to be stored elsewhere",
@@ -164,9 +164,7 @@ class _Conversion:
         self.progress.done(number, count, report)
         return descriptor, layer_toc
 
-    def _convert_or_find(
-        self, layer: Descriptor, diff_id: str, number: int
-    ) -> tuple[Descriptor, toc.Toc, bool]:
+    def _convert_or_find(self, layer: Descriptor, diff_id: str, number: int) -> tuple[Descriptor, Toc, bool]:
         if layer.toc_location() is not None and layer.media_type == MEDIA_TYPES[self.settings.codec]:
             layer_toc = load_toc(self.source, layer, diff_id)
             copy_blob(self.source, layer, self.target)

@@ -20,7 +20,7 @@ from lazyfs.formats.oci_descriptor import Descriptor, PackLocation
 from lazyfs.formats.oci_types import OCI_EMPTY, OCI_MANIFEST, PACK_ANNOTATION, PACK_TYPE
 from lazyfs.formats.pack import Place
 from lazyfs.formats.profile import Hot, Profile, resolve
-from lazyfs.formats.toc import Toc
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.layers import decode_toc, fetch_toc
 from lazyfs.node.sources import open_chunk
 from lazyfs.stores import Image, Store, write_blob

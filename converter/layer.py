@@ -29,6 +29,7 @@ from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import PACK_ANNOTATION, TOC_ANNOTATION
 from lazyfs.formats.tarwalk import Member, walk
+from lazyfs.formats.toc_types import Toc, Tree
 from lazyfs.stores.base import Store, named
 
 QUEUE_PIECES = 8
@@ -62,7 +63,7 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class ConvertedLayer:
     descriptor: Descriptor
-    toc: toc.Toc
+    toc: Toc
     toc_size: int
 
 
@@ -119,10 +120,10 @@ def convert_layer(
 
 
 def _packed_toc(
-    tree: toc.Tree, data: StreamData, chunks: ChunkTable, *, diff_id: bytes, stream_size: int, codec: str
+    tree: Tree, data: StreamData, chunks: ChunkTable, *, diff_id: bytes, stream_size: int, codec: str
 ) -> bytes:
     """The encoded TOC alone: of a million files, what it is made from takes 70 MB."""
-    return toc.encode(toc.Toc(diff_id, stream_size, codec, chunks, tree, data.strays(tree)))
+    return toc.encode(Toc(diff_id, stream_size, codec, chunks, tree, data.strays(tree)))
 
 
 def _walk(

@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from converter.layer import Settings
 from lazyfs.errors import LazyfsError
-from lazyfs.formats import toc
 from lazyfs.formats.oci import Manifest, parse_manifest
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import LAYER_RECORD_TYPE, OCI_EMPTY, OCI_MANIFEST
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import Store, write_blob
 
@@ -28,7 +28,7 @@ CONVERTER_VERSION = 2
 
 def find(
     target: Store, source_digest: str, diff_id: str, settings: Settings
-) -> tuple[Descriptor, toc.Toc] | None:
+) -> tuple[Descriptor, Toc] | None:
     """The layer that an earlier run made of the same blob with the same settings, if it is still whole."""
     # Whatever is wrong with what an earlier run left: the layer is converted anew.
     with suppress(LazyfsError):

@@ -18,7 +18,7 @@ from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import OCI_LAYER
 from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.formats.toc import WHITEOUT, Toc, Tree
+from lazyfs.formats.toc_types import WHITEOUT, Toc, Tree
 from lazyfs.node.sources import open_chunk
 from lazyfs.stores import LayoutStore, Store, write_blob
 from tests.trees import Entry, join, layer_tar

@@ -11,7 +11,7 @@ from lazyfs.formats.oci import ImageConfig, Manifest
 from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
 from lazyfs.formats.oci_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, TOC_ANNOTATION
 from lazyfs.formats.seekable import SKIPPABLE_MAGIC_TOC, skippable_frame
-from lazyfs.formats.toc import Toc
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.layers import load_toc
 from lazyfs.stores import LayoutStore, load_image, parse_reference, write_blob
 

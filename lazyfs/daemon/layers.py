@@ -14,8 +14,8 @@ from lazyfs.daemon.locks import NamedLocks
 from lazyfs.daemon.open_stores import OpenStores
 from lazyfs.daemon.state import State
 from lazyfs.errors import LazyfsError, NodeError
-from lazyfs.formats import toc
 from lazyfs.formats.oci_descriptor import Descriptor, TocLocation
+from lazyfs.formats.toc_types import Toc
 from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_store import NodeCache
@@ -38,7 +38,7 @@ class Layer:
     """A layer whose device is shown: `inode` is its file's number and, as text, its name."""
 
     inode: int
-    toc: toc.Toc
+    toc: Toc
     cache: LayerCache
     fetcher: Fetcher
     device: LaunchDevice
@@ -176,7 +176,7 @@ class Layers:
             self._numbers[location.sha256] = str(reference), inode
         return inode
 
-    def _new(self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: toc.Toc) -> Layer:
+    def _new(self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: Toc) -> Layer:
         cache = self._cache.open(toc_digest, decoded.chunks)
         source = BlobSource(store, layer.digest, decoded.codec)
         fetcher = Fetcher(layer.digest, source, cache, self._engine)

@@ -32,7 +32,7 @@ from lazyfs.formats.bootstrap_dirs import Directories, lay_out_directories
 from lazyfs.formats.columns import batches, ranges
 from lazyfs.formats.erofs import INODE, SLOT
 from lazyfs.formats.image_tree import ImageTree
-from lazyfs.formats.toc import Xattrs
+from lazyfs.formats.toc_types import Xattrs
 
 VERSION = 1
 """Part of the name under which a node keeps a bootstrap: a new layout is a new name."""

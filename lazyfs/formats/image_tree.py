@@ -21,7 +21,7 @@ from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats.columns import Column, ranges, shares
 from lazyfs.formats.layer_view import resolve_links
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, Inodes, Sparse, Tree, Xattrs
+from lazyfs.formats.toc_types import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, Inodes, Sparse, Tree, Xattrs
 
 Ints = npt.NDArray[np.int32]
 """Rows of columns, of which there are at most MAX_INODES."""

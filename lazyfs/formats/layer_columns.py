@@ -8,7 +8,7 @@ import numpy.typing as npt
 from lazyfs.formats.columns import Column, ranges
 from lazyfs.formats.layer_rows import DIRECTORY, LOWER_LINK, SYMLINK, Entries, InodeRows
 from lazyfs.formats.strings import Strings, Words
-from lazyfs.formats.toc import INODE_COLUMNS, WHITEOUT, Inodes, Sparse, Tree, Xattrs
+from lazyfs.formats.toc_types import INODE_COLUMNS, WHITEOUT, Inodes, Sparse, Tree, Xattrs
 
 Ints = npt.NDArray[np.int64]
 Segment = tuple[int, int, int]

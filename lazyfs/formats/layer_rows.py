@@ -12,7 +12,7 @@ import numpy as np
 
 from lazyfs.formats.columns import Column
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import INODE_COLUMNS
+from lazyfs.formats.toc_types import INODE_COLUMNS
 
 _FORMATS = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i8": "q"}
 _RECORD = struct.Struct("<" + "".join(_FORMATS[dtype] for dtype in INODE_COLUMNS.values()))

@@ -14,7 +14,6 @@ from lazyfs.errors import BadInputError, LimitError
 from lazyfs.formats.layer_columns import WHITEOUT_META_PREFIX, Segment, columns
 from lazyfs.formats.layer_rows import DIRECTORY, SYMLINK, Entries, InodeRows
 from lazyfs.formats.tarwalk import Kind, Member
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, WHITEOUT, Tree, Xattrs
 from lazyfs.formats.toc_check import (
     ACL_XATTRS,
     MAX_DEPTH,
@@ -23,6 +22,7 @@ from lazyfs.formats.toc_check import (
     is_image_xattr,
     xattr_fault,
 )
+from lazyfs.formats.toc_types import FLAG_IMPLIED, FLAG_OPAQUE, MAX_INODES, WHITEOUT, Tree, Xattrs
 
 _NO_NAMES = frozenset((b"", b".", b".."))
 _WHITEOUT_PREFIX = b".wh."

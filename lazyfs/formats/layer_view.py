@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lazyfs.errors import BadInputError, LimitError
-from lazyfs.formats.toc import FLAG_OPAQUE, WHITEOUT, Tree
+from lazyfs.formats.toc_types import FLAG_OPAQUE, WHITEOUT, Tree
 
 _MAX_SYMLINK_HOPS = 40
 _MAX_STEPS = 4_000_000

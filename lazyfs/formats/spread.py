@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lazyfs.errors import LimitError
 from lazyfs.formats.image_tree import ImageTree
-from lazyfs.formats.toc import Sparse
+from lazyfs.formats.toc_types import Sparse
 
 PAGE = 4096
 MAX_SIZE = 1 << 44

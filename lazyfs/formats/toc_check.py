@@ -14,7 +14,7 @@ from lazyfs.errors import BadInputError, LimitError, UnsupportedError
 from lazyfs.formats.chunks import DIGEST_SIZE, MAX_CHUNK_SIZE, ChunkTable
 from lazyfs.formats.columns import batches
 from lazyfs.formats.strings import WORD, Strings, Words
-from lazyfs.formats.toc import (
+from lazyfs.formats.toc_types import (
     CODECS,
     FLAG_IMPLIED,
     FLAG_OPAQUE,

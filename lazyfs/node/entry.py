@@ -21,7 +21,7 @@ from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.elf import elf_needs
 from lazyfs.formats.image_paths import Lookup, extents
 from lazyfs.formats.image_tree import ImageTree, merge
-from lazyfs.formats.toc import Tree
+from lazyfs.formats.toc_types import Tree
 from lazyfs.node.crew import Lane
 from lazyfs.node.device import RandomAccess
 from lazyfs.node.fetch import Fetcher

@@ -7,10 +7,11 @@ from lazyfs.formats import toc
 from lazyfs.formats.frames import open_side_data
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import TOC_ANNOTATION
+from lazyfs.formats.toc_types import Toc
 from lazyfs.stores.base import Store
 
 
-def load_toc(store: Store, layer: Descriptor, diff_id: str) -> toc.Toc:
+def load_toc(store: Store, layer: Descriptor, diff_id: str) -> Toc:
     """Fetch, prove and decode the TOC of `layer`, whose stream the config says has `diff_id`."""
     return decode_toc(fetch_toc(store, layer), layer, diff_id)
 
@@ -36,7 +37,7 @@ def fetch_toc(store: Store, layer: Descriptor) -> bytes:
     return data
 
 
-def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
+def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> Toc:
     """Decode a proved TOC; see `check_toc`."""
     try:
         decoded = toc.decode(open_side_data(data))
@@ -46,7 +47,7 @@ def decode_toc(data: bytes, layer: Descriptor, diff_id: str) -> toc.Toc:
     return decoded
 
 
-def check_toc(decoded: toc.Toc, layer: Descriptor, diff_id: str) -> None:
+def check_toc(decoded: Toc, layer: Descriptor, diff_id: str) -> None:
     """BadInputError unless the TOC fits what manifest and config say of the layer."""
     if f"sha256:{decoded.diff_id.hex()}" != diff_id:
         raise BadInputError(

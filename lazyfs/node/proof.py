@@ -16,6 +16,7 @@ from lazyfs.formats.frames import open_frame
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.tar_header import BLOCK
 from lazyfs.formats.tarwalk import walk
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.sources import BlobSource
 
@@ -32,7 +33,7 @@ class _GivenUpError(Exception):
 
 
 def prove_layer(
-    layer_toc: toc.Toc, cache: LayerCache, sources: Sequence[BlobSource], go_on: Callable[[], bool]
+    layer_toc: Toc, cache: LayerCache, sources: Sequence[BlobSource], go_on: Callable[[], bool]
 ) -> bool:
     """FalseLayerError unless the layer is what its TOC says; StoreError when its blob cannot be read now.
 
@@ -56,7 +57,7 @@ def prove_layer(
     return True
 
 
-def _difference(layer_toc: toc.Toc, blob: str, pieces: Iterable[bytes]) -> str | None:
+def _difference(layer_toc: Toc, blob: str, pieces: Iterable[bytes]) -> str | None:
     """How the stream differs from what the TOC says of it."""
     stream = _Stream(pieces)
     builder = TreeBuilder(f"layer {blob}")
@@ -117,7 +118,7 @@ class _Stream:
 
 
 def _in_pieces(
-    layer_toc: toc.Toc, cache: LayerCache, sources: Sequence[BlobSource], go_on: Callable[[], bool]
+    layer_toc: Toc, cache: LayerCache, sources: Sequence[BlobSource], go_on: Callable[[], bool]
 ) -> Iterator[bytes]:
     """The stream, chunk by chunk: from the cache what can be had there."""
     index, count = 0, _stream_chunks(layer_toc)
@@ -134,7 +135,7 @@ def _in_pieces(
         index = indexes.stop
 
 
-def _stream_chunks(layer_toc: toc.Toc) -> int:
+def _stream_chunks(layer_toc: Toc) -> int:
     """How many chunks are of the stream; behind them is what the converter laid out again."""
     return int((layer_toc.chunks.start[:-1] < layer_toc.stream_size).sum())
 
@@ -151,7 +152,7 @@ def _is_data(cache: LayerCache, index: int) -> bool:
     return cache.chunks.shown(index, everything) == everything
 
 
-def _neighbours(layer_toc: toc.Toc, cache: LayerCache, first: int, count: int) -> range:
+def _neighbours(layer_toc: Toc, cache: LayerCache, first: int, count: int) -> range:
     """The chunks from `first` on that one read brings."""
     offsets, lengths = layer_toc.chunks.blob_offset, layer_toc.chunks.blob_length
     after = first + 1
@@ -165,7 +166,7 @@ def _neighbours(layer_toc: toc.Toc, cache: LayerCache, first: int, count: int) -
     return range(first, after)
 
 
-def _fetched(layer_toc: toc.Toc, sources: Sequence[BlobSource], indexes: range) -> list[bytes]:
+def _fetched(layer_toc: Toc, sources: Sequence[BlobSource], indexes: range) -> list[bytes]:
     """From the first source that gives them."""
     errors: list[StoreError] = []
     for source in sources:
@@ -176,7 +177,7 @@ def _fetched(layer_toc: toc.Toc, sources: Sequence[BlobSource], indexes: range) 
     raise errors[0]
 
 
-def _read(layer_toc: toc.Toc, source: BlobSource, indexes: range) -> list[bytes]:
+def _read(layer_toc: Toc, source: BlobSource, indexes: range) -> list[bytes]:
     chunks = layer_toc.chunks
     lengths = [int(chunks.blob_length[index]) for index in indexes]
     pieces = source.store.read_pieces(source.digest, int(chunks.blob_offset[indexes.start]), lengths)
@@ -187,7 +188,7 @@ def _read(layer_toc: toc.Toc, source: BlobSource, indexes: range) -> list[bytes]
         ]
 
 
-def _of_whole_blob(layer_toc: toc.Toc, source: BlobSource, go_on: Callable[[], bool]) -> Iterator[bytes]:
+def _of_whole_blob(layer_toc: Toc, source: BlobSource, go_on: Callable[[], bool]) -> Iterator[bytes]:
     """The stream out of the blob as a whole; StoreError at its end unless that is the blob."""
     chunks, digest = layer_toc.chunks, hashlib.sha256()
     index, count, at, kept = 0, _stream_chunks(layer_toc), 0, b""
@@ -210,7 +211,7 @@ def _of_whole_blob(layer_toc: toc.Toc, source: BlobSource, go_on: Callable[[], b
         raise StoreError(f"{source}: the store gives other bytes than its digest promises")
 
 
-def _open(layer_toc: toc.Toc, blob: str, index: int, frame: bytes) -> bytes:
+def _open(layer_toc: Toc, blob: str, index: int, frame: bytes) -> bytes:
     """IntegrityError unless a device would show the chunk: then it shows what is proved here."""
     where = f"chunk {index} of blob {blob}"
     plain = open_frame(layer_toc.codec, frame, layer_toc.chunks.length(index), where)

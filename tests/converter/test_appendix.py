@@ -13,7 +13,7 @@ from converter import appendix as appendix_module
 from converter.layer import ConvertedLayer
 from lazyfs.errors import LimitError
 from lazyfs.formats.frames import CODECS
-from lazyfs.formats.toc import Tree
+from lazyfs.formats.toc_types import Tree
 from tests.converter.test_layer import with_codec
 from tests.layers import convert_image_files, convert_stream, device_bytes, inode_paths
 from tests.referees import empty_directory, fsck, mounted

@@ -22,7 +22,7 @@ from lazyfs.formats import toc as toc_module
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import Inodes, Toc
+from lazyfs.formats.toc_types import Inodes, Toc
 from tests.layouts import toc_of, with_layers, with_toc
 from tests.waiting import wait_until
 

@@ -10,8 +10,9 @@ from lazyfs.formats import layer_tree as layer_tree_module
 from lazyfs.formats.layer_columns import APPENDIX
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.formats.toc import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Tree, same_tree
+from lazyfs.formats.toc import same_tree
 from lazyfs.formats.toc_check import MAX_DEPTH
+from lazyfs.formats.toc_types import FLAG_IMPLIED, FLAG_OPAQUE, WHITEOUT, Tree
 from tests.layers import inode_paths, layer_tree, stream_tree
 from tests.trees import CHAR, DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, layer_tar
 

@@ -17,7 +17,7 @@ from lazyfs.formats import toc
 from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.columns import from_planes, to_planes
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import Inodes, Toc, Tree
+from lazyfs.formats.toc_types import INODE_COLUMNS, Inodes, Toc, Tree
 from tests.layers import layer_tree
 from tests.trees import DIRECTORY, Entry, random_layers
 
@@ -70,7 +70,7 @@ def test_what_is_encoded_comes_back(seed: int, members: int) -> None:
     assert_equal(decoded, original)
     assert toc.encode(decoded) == data
     for column in fields(Inodes):
-        assert getattr(decoded.tree.inodes, column.name).dtype == np.dtype(toc.INODE_COLUMNS[column.name])
+        assert getattr(decoded.tree.inodes, column.name).dtype == np.dtype(INODE_COLUMNS[column.name])
 
 
 def test_an_empty_layer() -> None:

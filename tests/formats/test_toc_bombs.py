@@ -19,7 +19,7 @@ from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import Inodes, Sparse, Toc
+from lazyfs.formats.toc_types import INODE_COLUMNS, Inodes, Sparse, Toc
 from tests.formats.test_toc import document_of, make_toc
 from tests.formats.test_toc_hostile import rich_toc
 from tests.layers import layer_tree
@@ -51,7 +51,7 @@ def with_value(path: str, value: Any) -> bytes:
 
 def inodes_of(count: int, **columns: bytes) -> bytes:
     """A TOC of `count` inodes that are all zero, but for some columns."""
-    widths = {name: np.dtype(dtype).itemsize for name, dtype in toc.INODE_COLUMNS.items()}
+    widths = {name: np.dtype(dtype).itemsize for name, dtype in INODE_COLUMNS.items()}
     table = {"count": count, **{name: bytes(width * count) for name, width in widths.items()}, **columns}
     return with_value("tree.inodes", table)
 
@@ -149,8 +149,7 @@ def uniform(count: int, mode: int, **columns: int) -> Inodes:
     """A root, and `count` inodes that are all alike."""
     values = {"mode": mode, **columns}
     arrays = {
-        name: np.array([0, *[values.get(name, 0)] * count], dtype)
-        for name, dtype in toc.INODE_COLUMNS.items()
+        name: np.array([0, *[values.get(name, 0)] * count], dtype) for name, dtype in INODE_COLUMNS.items()
     }
     arrays["mode"][0] = 0o040755
     return Inodes(**arrays)

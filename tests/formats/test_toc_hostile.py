@@ -19,7 +19,7 @@ from lazyfs.formats import toc
 from lazyfs.formats.bootstrap import build
 from lazyfs.formats.image_tree import merge
 from lazyfs.formats.strings import Strings
-from lazyfs.formats.toc import Inodes, Sparse, Strays, Toc
+from lazyfs.formats.toc_types import WHITEOUT, Inodes, Sparse, Strays, Toc, Tree
 from tests.formats.test_toc import document_of, make_toc, packed
 from tests.layers import layer_tree
 from tests.referees import fsck, mounted
@@ -80,7 +80,7 @@ def is_safe(data: bytes, directory: Path) -> bool:
 HONEST_DEVICE_SIZE = 8 << 20
 
 
-def honest_tree() -> toc.Tree:
+def honest_tree() -> Tree:
     return layer_tree(random_layers(Random(11), 1, 20)[0])
 
 
@@ -157,7 +157,7 @@ def mutated(of: Toc, data: st.DataObject) -> Toc:
     return replace(of, tree=tree, chunks=chunks)
 
 
-def with_strings(tree: toc.Tree, data: st.DataObject) -> toc.Tree:
+def with_strings(tree: Tree, data: st.DataObject) -> Tree:
     name = data.draw(st.sampled_from(["names", "targets", "xattr_sets"]))
     rows: list[Any] = list(getattr(tree, name))
     column: Any = rows
@@ -189,7 +189,7 @@ def with_strings(tree: toc.Tree, data: st.DataObject) -> toc.Tree:
         rows[row], rows[other] = rows[other], rows[row]
     if name != "xattr_sets":
         column = Strings.of(rows)
-    changed: toc.Tree = replace(tree, **{name: column})
+    changed: Tree = replace(tree, **{name: column})
     return changed
 
 
@@ -305,4 +305,4 @@ def test_the_kernel_walks_what_was_accepted(temp_root: Path, seed: int, data: st
             elif path.is_file():
                 with path.open("rb") as file:
                     file.read(4096)
-        assert len(walked) == len([entry for entry in decoded.tree.entries if entry != toc.WHITEOUT])
+        assert len(walked) == len([entry for entry in decoded.tree.entries if entry != WHITEOUT])

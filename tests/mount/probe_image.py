@@ -13,7 +13,7 @@ from lazyfs.formats.image_tree import merge
 from lazyfs.formats.layer_tree import TreeBuilder
 from lazyfs.formats.spread import spread
 from lazyfs.formats.tarwalk import FileSource, walk
-from lazyfs.formats.toc import Tree
+from lazyfs.formats.toc_types import Tree
 from lazyfs.mount.probe_image import CONTENT, NAME, XATTRS
 
 BLOCK = 4096

@@ -11,7 +11,7 @@ import pytest
 
 from lazyfs.errors import IntegrityError, StoreError, UnsupportedError
 from lazyfs.formats.frames import compressor, open_frame
-from lazyfs.formats.toc import Toc
+from lazyfs.formats.toc_types import Toc
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.layers import load_toc
 from lazyfs.node.proof import FalseLayerError, prove_layer
