@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,13 +102,19 @@ def main() -> int:
     return 0
 
 
-def measure(cache: Path, runs: int, large_gib: int, names: Collection[str] = IN_TIME) -> list[Result]:
+def measure(
+    cache: Path,
+    runs: int,
+    large_gib: int,
+    names: Collection[str] = IN_TIME,
+    small_files: Sequence[int] = SMALL_FILES,
+) -> list[Result]:
     results = []
     with _scratch() as scratch:
         layer = _alone(cache, scratch / "science")
         results.append(convert(layer, scratch, runs))
         results += _by_rivals(layer, results[0], cache, scratch, names)
-        for count in SMALL_FILES:
+        for count in small_files:
             made = _made_up(f"{count:,} small files", synthetic.many_files(count), scratch / str(count))
             results.append(convert(made, scratch, 1))
             shutil.rmtree(made.layout.parent)

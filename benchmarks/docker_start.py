@@ -40,7 +40,7 @@ from lazyfs.stores import open_store, parse_reference
 
 PULL_GOAL = 0.1
 COMMAND = ["python3", "-c", "import numpy"]
-RUNS = 3
+RUNS = 2
 _SECONDS = 120.0
 _PAUSE = 0.02
 _CONTAINERD = """

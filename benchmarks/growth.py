@@ -1,6 +1,6 @@
 """How mounting grows with an image: with its bytes, its files and its layers.
 
-    python -m benchmarks.growth [--runs 3]
+    python -m benchmarks.growth [--runs 2]
 
 Images are made up, in a registry on loopback behind a link that counts. Of each: seconds of `lazyfs mount` on an empty
 node with a cold page cache, its daemon running; bytes that were fetched for it; memory of the daemon afterwards. A
@@ -30,7 +30,7 @@ from benchmarks.report import Row, conclude, parser
 SIZES = (10 << 20, 100 << 20, 1 << 30, 10 << 30)
 FILES = (100, 1_000, 10_000, 100_000, 1_000_000)
 LAYERS = (1, 4, 16, 64, 128)
-RUNS = 3
+RUNS = 2
 FLAT = 1.25
 """Times that a mount of the largest image may take of that of the smallest, where it must not grow."""
 _FILES_OF_LAYER = 50

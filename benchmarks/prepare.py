@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import engines, growth
+from benchmarks import engines, growth, many_images
 from benchmarks.dedup import PAIRS
 from benchmarks.estargz import estargz
 from benchmarks.images import RECIPES, BuildError, ensure
@@ -46,6 +46,7 @@ def _all(cache: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     for name in recipes:
         yield f"image {name}", lambda name=name: ensure(RECIPES[name], cache)  # type: ignore[misc]
     yield "images that grow", lambda: growth.make_all(cache)
+    yield "a hundred images", lambda: many_images.made(cache)
     yield "containerd 2", engines.containerd_2
     yield "docker", engines.docker
     yield "stargz-snapshotter", engines.stargz

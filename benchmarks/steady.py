@@ -2,13 +2,16 @@
 
     python -m benchmarks.steady [--runs 5]
 
-Both roots can be written, and have every byte on this machine. Warm: what is measured has been done once before. Opens
-are 10,000 files, opened, asked for their size and closed; reads are of 4 KiB at random places of the largest file, and
-of whole files in order, *cold* with an empty page cache; the compile is gcc in the image itself. Ratios are of pairs.
+Both roots can be written, and have every byte on this machine. Warm: what is measured has been done once before; cold:
+the page cache is empty. Opens are 10,000 files, opened, asked for their size and closed; reads, by fio, are of 4 KiB at
+random places of the largest file and of all of it in order; find and tar go through the whole root; the compile is gcc
+in the image itself. Ratios are of pairs.
 """
 
+import json
 import os
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -17,28 +20,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.demo import drop_page_cache
 from benchmarks.images import RECIPES, ensure
 from benchmarks.node import TAG, convert, lazyfs, running_node
+from benchmarks.process import FailedError
 from benchmarks.report import Row, conclude, parser
 from benchmarks.unpack import image_layers, unpack
 from lazyfs.bench.figures import ratio
 from lazyfs.mount.syscalls import mount_overlay, unmount
 from lazyfs.stores import parse_reference
 
-RUNS = 5
-OPENS, READS = 10_000, 20_000
+RUNS, COLD_RUNS = 5, 3
+OPENS = 10_000
+READS = {False: 200_000, True: 5_000}
+"""Random ones of fio, warm and cold."""
 _IMAGE = "gcc"
-_PAGE = 4096
-_PIECE = 1 << 20
 _FUNCTIONS = 400
+_LAST = 200  # characters
+_ROUNDS = 20
+"""In which a file is read in order when it is warm: once takes a few milliseconds."""
 BARS = {
-    "10,000 opens, warm": 1.1,
-    "random reads, warm": 1.1,
-    "a compile, warm": 1.1,
-    "all of it in order, warm": 1.1,
+    f"{name}, warm": 1.1
+    for name in ("10,000 opens", "random reads", "reads in order", "find", "tar", "a compile")
 }
 """Ours / overlayfs's."""
 
@@ -75,34 +81,53 @@ def measure(cache: Path, runs: int = RUNS) -> list[Steady]:
         return [_paired(roots, measure, action, runs, cold=cold) for measure, action, cold in _actions(roots)]
 
 
-Action = Callable[[Path], None]
+Action = Callable[[Path], float]
+"""Seconds that it took in a root."""
 
 
 def _actions(roots: Mapping[str, Path]) -> Iterator[tuple[str, Action, bool]]:
     files = [path.relative_to(roots["overlayfs"]) for path in _files(roots["overlayfs"])]
     largest = max(files, key=lambda path: (roots["overlayfs"] / path).stat().st_size)
     many = random.Random(1).choices(files, k=OPENS)
-    yield "10,000 opens, warm", lambda root: _open(root, many), False
-    yield "random reads, warm", lambda root: _read_at_random(root / largest), False
-    yield "random reads, cold", lambda root: _read_at_random(root / largest), True
-    yield "all of it in order, warm", lambda root: _read_all(root, files), False
-    yield "all of it in order, cold", lambda root: _read_all(root, files), True
-    yield "a compile, warm", _compile, False
-    yield "a compile, cold", _compile, True
+    for cold in (False, True):
+        state = "cold" if cold else "warm"
+        at_random = ["--rw=randread", "--bs=4k", "--norandommap", f"--number_ios={READS[cold]}"]
+        in_order = ["--rw=read", "--bs=1M", f"--loops={1 if cold else _ROUNDS}"]
+        yield f"10,000 opens, {state}", partial(_timed, lambda root: _open(root, many)), cold
+        yield f"random reads, {state}", partial(_fio, largest, at_random), cold
+        yield f"reads in order, {state}", partial(_fio, largest, in_order), cold
+        yield f"find, {state}", partial(_timed, _find), cold
+        yield f"tar, {state}", partial(_timed, _tar), cold
+        yield f"a compile, {state}", partial(_timed, _compile), cold
 
 
 def _paired(roots: Mapping[str, Path], name: str, action: Action, runs: int, *, cold: bool) -> Steady:
     seconds: dict[str, list[float]] = {way: [] for way in roots}
     for root in roots.values():
         action(root)
-    for run in range(runs):
+    for run in range(min(runs, COLD_RUNS) if cold else runs):
         for way, root in list(roots.items())[:: 1 if run % 2 else -1]:
             if cold:
                 drop_page_cache()
-            began = time.monotonic()
-            action(root)
-            seconds[way].append(time.monotonic() - began)
+            seconds[way].append(action(root))
     return Steady(name, seconds["lazyfs"], seconds["overlayfs"])
+
+
+def _timed(work: Callable[[Path], None], root: Path) -> float:
+    began = time.monotonic()
+    work(root)
+    return time.monotonic() - began
+
+
+def _fio(file: Path, options: list[str], root: Path) -> float:
+    """Seconds of the reads alone, as fio tells them."""
+    command = ["fio", "--name=reads", "--readonly", f"--filename={root / file}", "--ioengine=psync"]
+    command += ["--invalidate=0", "--randrepeat=1", "--output-format=json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FailedError(f"fio: {done.stderr.strip()[-_LAST:]}")
+    reads = json.loads(done.stdout)["jobs"][0]["read"]
+    return float(reads["io_bytes"]) / float(reads["bw_bytes"])
 
 
 def _open(root: Path, files: list[Path]) -> None:
@@ -113,20 +138,14 @@ def _open(root: Path, files: list[Path]) -> None:
         os.close(descriptor)
 
 
-def _read_at_random(path: Path) -> None:
-    chance = random.Random(2)
-    descriptor = os.open(path, os.O_RDONLY)
-    pages = os.fstat(descriptor).st_size // _PAGE
-    for _ in range(READS):
-        os.pread(descriptor, _PAGE, chance.randrange(pages) * _PAGE)
-    os.close(descriptor)
+def _find(root: Path) -> None:
+    subprocess.run(["find", root, "-printf", "%s"], check=True, stdout=subprocess.DEVNULL)
 
 
-def _read_all(root: Path, files: list[Path]) -> None:
-    for path in files:
-        with (root / path).open("rb", buffering=0) as file:
-            while file.read(_PIECE):
-                pass
+def _tar(root: Path) -> None:
+    # GNU tar does not read what it writes to /dev/null.
+    command = f"tar --create --file=- --directory={shlex.quote(str(root))} . | cat >/dev/null"
+    subprocess.run(["sh", "-c", command], check=True)
 
 
 def _compile(root: Path) -> None:

@@ -1,6 +1,6 @@
 """A whole image read cold through its mount, beside a download and tar: across the same link.
 
-    python -m benchmarks.whole_image [--links 1gbit,2ms 100mbit,20ms] [--recipe demo] [--runs 3]
+    python -m benchmarks.whole_image [--links 1gbit,2ms 100mbit,20ms] [--recipe demo] [--runs 2]
 
 `tar c | wc -c` of the mounted image, whose node is empty, from before the image is opened. Beside it the same blobs
 (zstd) are downloaded at once, each by a curl, and unpacked by tar, lowest layer first, each as soon as it is here.
@@ -24,7 +24,7 @@ from benchmarks.report import Row, conclude, parser
 from benchmarks.unpack import image_layers
 
 LINKS = ("1gbit,2ms", "100mbit,20ms")
-RECIPE, RUNS = "demo", 3
+RECIPE, RUNS = "demo", 2
 BAR = 1.0
 _NAME = "bench"
 _DISK = "/var/tmp"

@@ -4,7 +4,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from lazyfs.errors import NodeError
 
 _SYS_CACHESTAT = 451
 _DROP = Path("/proc/sys/vm/drop_caches")
+_COUNTERS = Path("/proc/vmstat")
 _PIECE = 1 << 20
 _MOST = 0.01
 """Of the bytes on the disk: pages that somebody else uses at the moment."""
@@ -79,6 +80,31 @@ def _empty(directories: list[Path], programs: list[Path]) -> Cold:
     drop_page_cache()
     files = [path for directory in directories for path in _files(directory)]
     return Cold(sum(path.lstat().st_size for path in files), sum(map(_resident, [*files, *programs])))
+
+
+class DisturbedError(NodeError):
+    """Somebody else was in the way of a start: it says nothing, and another one may."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """DisturbedError where somebody has emptied the page cache meanwhile: what had come was read again."""
+    before = _drops()
+    yield
+    if _drops() != before:
+        raise DisturbedError(
+            "somebody else emptied the page cache during the start",
+            hint="measure when nobody else does on this machine",
+        )
+
+
+def _drops() -> int:
+    """How often the page cache was emptied since the machine runs."""
+    for line in _COUNTERS.read_text().splitlines():
+        name, _, number = line.partition(" ")
+        if name == "drop_pagecache":
+            return int(number)
+    return 0
 
 
 def drop_page_cache() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.bench import usage
-from lazyfs.bench.cold import Cold, go_cold, warm
+from lazyfs.bench.cold import Cold, go_cold, undisturbed, warm
 from lazyfs.bench.engine import Engine, find, running_engine
 from lazyfs.bench.link import Counts, Link, LinkSpec, Trip
 from lazyfs.bench.usage import Use
@@ -122,9 +122,10 @@ def measure(
         load = os.getloadavg()[0]
         before = usage.look(ours)
         counted = link.counts()
-        began = time.monotonic()
-        pulled = None if way.is_local else engine.pull(reference)
-        ready = _run(engine, served, reference, link, ours)
+        with undisturbed():
+            began = time.monotonic()
+            pulled = None if way.is_local else engine.pull(reference)
+            ready = _run(engine, served, reference, link, ours)
         counts = ready.counts.since(counted)
         trips = [trip for trip in link.trips() if trip.began >= began]
         uses = usage.between(before, ready.processes)

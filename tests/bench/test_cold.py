@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.bench import cold
+from lazyfs.bench.cold import DisturbedError, undisturbed
 from lazyfs.errors import NodeError
 
 pytestmark = pytest.mark.root
@@ -42,3 +43,18 @@ def test_who_stays_is_told_of(
     assert 0 < sum(waits) <= 10
     with pytest.raises(NodeError, match="the page cache was not cold: it had 4,194,304 bytes"):
         found.check(local=False)
+
+
+def test_what_somebody_else_drops_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = tmp_path / "vmstat"
+    monkeypatch.setattr(cold, "_COUNTERS", counters)
+    counters.write_text("nr_dirty 5\ndrop_pagecache 7\ndrop_slab 9\n")
+    with undisturbed():
+        counters.write_text("nr_dirty 6\ndrop_pagecache 7\ndrop_slab 10\n")
+    with pytest.raises(DisturbedError, match="emptied the page cache"), undisturbed():
+        counters.write_text("nr_dirty 6\ndrop_pagecache 8\ndrop_slab 10\n")
+
+
+def test_the_kernel_counts_it() -> None:
+    with pytest.raises(DisturbedError), undisturbed():
+        cold.drop_page_cache()
