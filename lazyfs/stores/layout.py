@@ -169,7 +169,9 @@ class LayoutStore:
 
     def _check_version(self) -> None:
         path = self._directory / "oci-layout"
-        if not self._directory.is_dir():
+        with explained(str(self._directory)):
+            is_directory = self._directory.is_dir()
+        if not is_directory:
             raise NotFoundError(
                 f"{self._directory} is not a directory", hint="check the path of the OCI layout"
             )

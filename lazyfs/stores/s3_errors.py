@@ -14,9 +14,21 @@ from obstore.exceptions import BaseError
 from lazyfs.errors import LazyfsError, NotFoundError, StoreError
 from lazyfs.formats.strict_json import plain
 
-FAILURES = (BotoCoreError, ClientError, ResponseParserError, RecursionError, BaseError, FileNotFoundError)
+FAILURES = (
+    BotoCoreError,
+    ClientError,
+    ResponseParserError,
+    RecursionError,
+    BaseError,
+    FileNotFoundError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 """What boto3 and obstore raise when a request does not succeed; a RecursionError where a server sends boto3
-from region to region without end."""
+from region to region without end, the last four where the XML of an answer is not as it must be: botocore looks at the
+type of nothing, and at what is missing no more."""
 
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
@@ -91,7 +103,7 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(
             str(details.get("Code", status)), status, region or _expected(details.get("Message", ""))
         )
-    if isinstance(error, ResponseParserError):
+    if isinstance(error, ResponseParserError | LookupError):
         return Problem(_NOT_S3)
     if isinstance(error, BotoCoreError):
         return Problem("")

@@ -22,7 +22,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from lazyfs.errors import IntegrityError, LazyfsError, LimitError
-from lazyfs.stores.s3_bucket import Bucket
+from lazyfs.stores.s3_bucket import Bucket, Clients
+from lazyfs.stores.s3_errors import FAILURES
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,9 @@ class _Upload:
     def send(self, data: bytearray) -> None:
         """Send one part; waits while too many are on their way."""
         if self._pool is None:
-            answer = self._call("create_multipart_upload", ChecksumAlgorithm="SHA256")
-            self._target["UploadId"] = answer["UploadId"]
+            self._target["UploadId"] = self._call(
+                "create_multipart_upload", "UploadId", ChecksumAlgorithm="SHA256"
+            )
             self._is_open = True
             self._pool = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="upload")
         if self._count == _MAX_PARTS:
@@ -161,13 +163,17 @@ class _Upload:
 
     def _send(self, number: int, data: bytearray) -> dict[str, Any]:
         checksum = to_base64(hashlib.sha256(data).digest())
-        answer = self._call("upload_part", PartNumber=number, Body=data, ChecksumSHA256=checksum)
-        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+        tag = self._call("upload_part", "ETag", PartNumber=number, Body=data, ChecksumSHA256=checksum)
+        return {"PartNumber": number, "ETag": tag, "ChecksumSHA256": checksum}
 
-    def _call(self, name: str, *, once: bool = False, **words: Any) -> Any:
-        return self._bucket.call(
-            lambda clients: getattr(clients.boto, name)(**self._target, **words), self._what, once=once
-        )
+    def _call(self, name: str, wanted: str = "", *, once: bool = False, **words: Any) -> Any:
+        """What is wanted of the answer."""
+
+        def request(clients: Clients) -> Any:
+            answer = getattr(clients.boto, name)(**self._target, **words)
+            return answer[wanted] if wanted else None
+
+        return self._bucket.call(request, self._what, once=once)
 
 
 def _copy(bucket: Bucket, source: str, key: str, size: int, what: str) -> None:
@@ -177,19 +183,20 @@ def _copy(bucket: Bucket, source: str, key: str, size: int, what: str) -> None:
     if size <= COPIED_AT_ONCE:
         bucket.call(lambda clients: clients.boto.copy_object(**target, CopySource=origin), what)
         return
-    answer = bucket.call(lambda clients: clients.boto.create_multipart_upload(**target), what)
-    target["UploadId"] = answer["UploadId"]
+    target["UploadId"] = bucket.call(
+        lambda clients: clients.boto.create_multipart_upload(**target)["UploadId"], what
+    )
 
     def copy(number: int) -> dict[str, Any]:
         start = (number - 1) * COPIED_AT_ONCE
         span = f"bytes={start}-{min(start + COPIED_AT_ONCE, size) - 1}"
-        copied = bucket.call(
+        tag = bucket.call(
             lambda clients: clients.boto.upload_part_copy(
                 **target, PartNumber=number, CopySource=origin, CopySourceRange=span
-            ),
+            )["CopyPartResult"]["ETag"],
             what,
         )
-        return {"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]}
+        return {"PartNumber": number, "ETag": tag}
 
     try:
         with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
@@ -219,7 +226,7 @@ def remove_abandoned(bucket: Bucket, prefix: str) -> None:
         return bucket.call(lambda clients: getattr(clients.boto, name)(**words), what, once=True)
 
     # Whoever may not list or delete leaves it to others, and to the lifecycle rule.
-    with suppress(LazyfsError):
+    with suppress(LazyfsError, *FAILURES):
         for upload in ask("list_multipart_uploads", **scope).get("Uploads", ()):
             if upload["Initiated"] < before:
                 ask(
@@ -228,7 +235,7 @@ def remove_abandoned(bucket: Bucket, prefix: str) -> None:
                     Key=upload["Key"],
                     UploadId=upload["UploadId"],
                 )
-    with suppress(LazyfsError):
+    with suppress(LazyfsError, *FAILURES):
         for item in ask("list_objects_v2", **scope).get("Contents", ()):
             if item["LastModified"] < before:
                 ask("delete_object", Bucket=bucket.name, Key=item["Key"])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from lazyfs import __version__
@@ -74,6 +74,14 @@ def split_url(url: str) -> tuple[Origin, str]:
     if not origin.host or "@" in parts.netloc:
         raise ExchangeError("it named an address that cannot be used", final=True)
     return origin, f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+
+
+def join_url(base: str, url: str) -> str:
+    """The absolute URL that a server means which was asked for `base`; ExchangeError when it can mean none."""
+    try:
+        return urljoin(base, url)
+    except ValueError as error:
+        raise ExchangeError("it named an address that cannot be used", final=True) from error
 
 
 class Response:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from lazyfs.errors import BadInputError, LimitError, StoreError, UsageError
 from lazyfs.formats.strict_json import Fields, load, plain, short
@@ -139,8 +138,7 @@ def _host_keys(host: str) -> tuple[str, ...]:
 
 def _normal_key(key: str) -> str:
     """``https://index.docker.io/v1/`` and its like, as Docker writes them, to what they mean."""
-    if "://" in key:
-        key = urlsplit(key).netloc
+    key = key.partition("://")[2].partition("/")[0] or key
     host, slash, path = key.partition("/")
     return f"{DOCKER_HUB if host in ('index.docker.io', DOCKER_HUB_API) else host}{slash}{path}"
 

@@ -155,7 +155,7 @@ def _from_toml(registry: str, path: Path, options: StoreOptions) -> list[Host]:
         tree = tomllib.loads(data.decode())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="make it readable, or remove it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is not TOML: {short(str(error))}", hint="see hosts.md of containerd"
         ) from error
@@ -174,12 +174,12 @@ def _from_toml(registry: str, path: Path, options: StoreOptions) -> list[Host]:
 
 
 def _toml_host(url: str, table: "_Table", *, is_mirror: bool) -> Host:
-    parts = urlsplit(url if "://" in url else f"https://{url}")
     try:
-        port = parts.port
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        name, port = parts.hostname or "", parts.port
     except ValueError:
-        port = -1
-    if parts.scheme not in ("https", "http") or not parts.hostname or port == -1:
+        name = ""
+    if not name or parts.scheme not in ("https", "http"):
         raise table.bad(short(url), "be https://HOST or http://HOST")
     prefix = parts.path.rstrip("/")
     if not table.flag("override_path") and not prefix.endswith("/v2"):
@@ -189,7 +189,7 @@ def _toml_host(url: str, table: "_Table", *, is_mirror: bool) -> Host:
         raise table.bad("capabilities", f"be of {', '.join(sorted(_CAPABILITIES))}")
     return Host(
         parts.scheme,
-        parts.hostname,
+        name,
         port,
         prefix,
         capabilities if is_mirror else _CAPABILITIES,

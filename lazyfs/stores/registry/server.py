@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from lazyfs.errors import LazyfsError, StoreError
 from lazyfs.stores.options import StoreOptions
 from lazyfs.stores.registry.answers import TemporaryError, broken, refused
 from lazyfs.stores.registry.auth import Authorizer, parse_challenges
-from lazyfs.stores.registry.connection import Origin, Pools, Response, split_url
+from lazyfs.stores.registry.connection import Origin, Pools, Response, join_url, split_url
 from lazyfs.stores.registry.credentials import find_credentials
 from lazyfs.stores.registry.hosts import Host
 from lazyfs.stores.registry.names import RepositoryName
@@ -165,7 +165,7 @@ class Server:
         location = response.headers.get("Location", "")
         if not location:
             raise ExchangeError("it redirects to nowhere", at=response.origin, final=True)
-        return self._leading_from(response.origin, urljoin(response.url, location))
+        return self._leading_from(response.origin, join_url(response.url, location))
 
     def _leading_from(self, here: Origin, url: str) -> Address:
         """The address that a server names; one on itself is never taken for another scheme's."""

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from typing import Self
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from lazyfs.errors import (
     BadInputError,
@@ -46,7 +46,7 @@ from lazyfs.stores.referrers import is_of_type, read_list, referrers_tag, tag_re
 from lazyfs.stores.registry.answers import TemporaryError
 from lazyfs.stores.registry.blobs import blob_size, read_pieces, read_range, stream_blob
 from lazyfs.stores.registry.client import RegistryClient
-from lazyfs.stores.registry.connection import Response, split_url
+from lazyfs.stores.registry.connection import Response, join_url, split_url
 from lazyfs.stores.registry.names import RepositoryName, check_registry_tag, is_registry_tag
 from lazyfs.stores.registry.server import Request
 from lazyfs.stores.registry.upload import RegistryBlobWriter, mount_blob
@@ -323,7 +323,7 @@ def _read_tags(answer: Response) -> tuple[list[str], str | None]:
     """One page of tags, and the query of the next."""
     tags = load(answer.read_all(_MAX_PAGE), "list of tags", _MAX_PAGE).texts("tags")
     match = _NEXT.search(answer.headers.get("Link", ""))
-    _, target = split_url(urljoin(answer.url, match[1])) if match else (None, "")
+    _, target = split_url(join_url(answer.url, match[1])) if match else (None, "")
     return [tag for tag in tags if is_registry_tag(tag)], target.partition("?")[2] or None
 
 

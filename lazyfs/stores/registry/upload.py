@@ -11,13 +11,13 @@ import logging
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from lazyfs.errors import IntegrityError, LazyfsError, NotFoundError, StoreError
 from lazyfs.stores.registry.answers import TemporaryError
 from lazyfs.stores.registry.blobs import blob_size
 from lazyfs.stores.registry.client import RegistryClient
-from lazyfs.stores.registry.connection import Response
+from lazyfs.stores.registry.connection import Response, join_url
 from lazyfs.stores.registry.server import Request
 from lazyfs.stores.registry.wire import Deadline
 
@@ -256,4 +256,4 @@ class RegistryBlobWriter:
 
 def _location(answer: Response) -> str:
     location = answer.headers.get("Location", "")
-    return urljoin(answer.url, location) if location else ""
+    return join_url(answer.url, location) if location else ""
