@@ -6,6 +6,7 @@ given what there is to serve, when no other does. So the first start, a restart 
 
 import logging
 import os
+import re
 import selectors
 import signal
 import socket
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 PING_SECONDS = 1.0
 MAX_HEARD = 512
 """Messages of one daemon in a row: more than a link holds, so the last words of one that has ended are among them."""
+_MOUNT = re.compile(r"[0-9A-Za-z-]{1,200}")
 END_PINGS = 20
 """For which a daemon that was told to end may go on."""
 Report = Callable[[dict[str, Any]], None]
@@ -191,9 +193,10 @@ class Keeper:
                 log.info("daemon %d serves", daemon.pid)
                 self._report({"pid": daemon.pid})
             case "settled":
-                for name in said.get("mounts", []):
+                mounts = said.get("mounts")
+                for name in mounts if isinstance(mounts, list) else ():
                     # By a daemon that may be anybody's by now: a name, and no way out of the directory.
-                    if isinstance(name, str) and name == os.path.basename(name):  # noqa: PTH119
+                    if isinstance(name, str) and _MOUNT.fullmatch(name):
                         restore_read_ahead(self._paths.images / name)
             case "failed":
                 daemon.error = said.get("error") if isinstance(said.get("error"), dict) else None

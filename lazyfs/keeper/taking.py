@@ -131,10 +131,11 @@ def _adopt(paths: NodePaths) -> tuple[Possessions, Daemon] | None:
 def _read_answer(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     raw, descriptors, _, _ = socket.recv_fds(connection, link.MAX_MESSAGE, 8, socket.MSG_CMSG_CLOEXEC)
     values: dict[str, Any] = {}
-    with suppress(ValueError, OSError):
-        while piece := connection.recv(link.MAX_MESSAGE):
+    with suppress(ValueError, RecursionError, OSError):
+        while len(raw) < link.MAX_MESSAGE and (piece := connection.recv(link.MAX_MESSAGE)):
             raw += piece
-        values = json.loads(raw.partition(b"\r\n\r\n")[2])
+        said = json.loads(raw.partition(b"\r\n\r\n")[2])
+        values = said if isinstance(said, dict) else {}
     return values, descriptors
 
 
