@@ -21,7 +21,7 @@ from snapshotter.idmap import id_mapping
 from snapshotter.labels import REMOTE, WantedLayer, chain_id_of, wanted_layer
 from snapshotter.limits import Limiter, wanted_limit
 from snapshotter.mounts import Mount, lower_snapshots, mounts_of
-from snapshotter.records import Kind, Lazy, Records, Snapshot, Table, TakenError, Usage
+from snapshotter.records import Kind, Lazy, Records, Snapshot, Table, TakenError, Usage, shown
 from snapshotter.usage import disk_usage
 
 _REMOTE_VALUE = "remote snapshot"
@@ -82,7 +82,7 @@ class Snapshots:
         _check_labels(labels)
         wanted = wanted_layer(labels)
         if wanted is not None and self._provide(wanted, parent, labels):
-            raise TakenError(f"snapshot {wanted.name} is there: its content comes when it is read")
+            raise TakenError(f"snapshot {shown(wanted.name)} is there: its content comes when it is read")
         return self._create(Kind.ACTIVE, key, parent, labels)
 
     def view(self, key: str, parent: str, labels: Labels) -> list[Mount]:
@@ -95,7 +95,7 @@ class Snapshots:
             snapshot = table.get(key)
             ancestors = table.ancestors(key)
         if snapshot.kind is Kind.COMMITTED:
-            raise BusyError(f"snapshot {key} is committed: it has no mounts, its views have")
+            raise BusyError(f"snapshot {shown(key)} is committed: it has no mounts, its views have")
         self._show(ancestors)
         self._directories.show([snapshot.id])
         return mounts_of(self._directories, snapshot, ancestors)
@@ -130,7 +130,9 @@ class Snapshots:
                     label = name.removeprefix("labels.")
                     updated[label] = labels.get(label, "")
                 else:
-                    raise UsageError(f"snapshot {key}: {name} cannot be updated, only labels can")
+                    raise UsageError(
+                        f"snapshot {shown(key)}: {shown(name)} cannot be updated, only labels can"
+                    )
             return table.set_labels(key, updated)
 
     def walk(self, filters: Sequence[str]) -> list[Snapshot]:
@@ -246,4 +248,4 @@ def _check_name(name: str) -> None:
 def _check_labels(labels: Labels) -> None:
     for name, value in labels.items():
         if len(name.encode()) + len(value.encode()) > MAX_LABEL:
-            raise UsageError(f"label {name[:100]} has more than {MAX_LABEL} bytes")
+            raise UsageError(f"label {shown(name[:100])} has more than {MAX_LABEL} bytes")

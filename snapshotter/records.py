@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.errors import BusyError, NodeError, NotFoundError, UnsupportedError, UsageError
+from lazyfs.formats.strict_json import short
 
 # Each entry brings a database from the version that is its index to the next; what was released is never changed.
 _MIGRATIONS = (
@@ -177,7 +178,7 @@ class Table:
         """NotFoundError when there is none of that name."""
         row = self._connection.execute(f"SELECT {_COLUMNS} {_FROM} WHERE s.key = ?", (key,)).fetchone()
         if row is None:
-            raise NotFoundError(f"there is no snapshot {key}")
+            raise NotFoundError(f"there is no snapshot {shown(key)}")
         return _snapshot(row)
 
     def ancestors(self, key: str) -> list[Snapshot]:
@@ -210,7 +211,7 @@ class Table:
                 (key, kind, parent_id, now, now, _packed(labels)),
             ).fetchone()
         except sqlite3.IntegrityError as error:
-            raise TakenError(f"there is a snapshot {key} already") from error
+            raise TakenError(f"there is a snapshot {shown(key)} already") from error
         if lazy is not None:
             self._connection.execute(
                 "INSERT INTO lazy VALUES (?, ?, ?, ?, ?, ?)",
@@ -230,9 +231,11 @@ class Table:
         """
         snapshot = self.get(key)
         if snapshot.kind is not Kind.ACTIVE:
-            raise BusyError(f"snapshot {key} is not active")
+            raise BusyError(f"snapshot {shown(key)} is not active")
         if parent and snapshot.parent not in ("", parent):
-            raise UsageError(f"snapshot {key} has the parent {snapshot.parent}, it cannot have {parent}")
+            raise UsageError(
+                f"snapshot {shown(key)} has the parent {shown(snapshot.parent)}, it cannot have {shown(parent)}"
+            )
         parent_id = self._committed(parent or snapshot.parent) if parent or snapshot.parent else None
         now = time.time_ns()
         try:
@@ -245,7 +248,7 @@ class Table:
                 ),
             )
         except sqlite3.IntegrityError as error:
-            raise TakenError(f"there is a snapshot {name} already") from error
+            raise TakenError(f"there is a snapshot {shown(name)} already") from error
         return self.get(name)
 
     def set_labels(self, key: str, labels: Mapping[str, str]) -> Snapshot:
@@ -263,14 +266,19 @@ class Table:
             "SELECT key FROM snapshot WHERE parent = ? LIMIT 1", (snapshot.id,)
         ).fetchone()
         if child is not None:
-            raise BusyError(f"cannot remove snapshot {key}: it is the parent of {child[0]}")
+            raise BusyError(f"cannot remove snapshot {shown(key)}: it is the parent of {shown(child[0])}")
         self._connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
 
     def _committed(self, name: str) -> int:
         snapshot = self.get(name)
         if snapshot.kind is not Kind.COMMITTED:
-            raise UsageError(f"snapshot {name} is not committed, so it cannot be a parent")
+            raise UsageError(f"snapshot {shown(name)} is not committed, so it cannot be a parent")
         return snapshot.id
+
+
+def shown(name: str) -> str:
+    """A caller's name in a message: as it is, unless it would not stay on its line."""
+    return name if name.isprintable() else short(name, 200)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -282,7 +290,25 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _snapshot(row: tuple[Any, ...]) -> Snapshot:
-    number, key, kind, parent, parent_id, created, updated, labels, size, inodes, *lazy = row
+    try:
+        return _read(*row)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise sqlite3.DatabaseError(f"the record of snapshot {row[0]} is damaged ({error})") from error
+
+
+def _read(
+    number: int,
+    key: str,
+    kind: int,
+    parent: str,
+    parent_id: int,
+    created: int,
+    updated: int,
+    labels: str,
+    size: int,
+    inodes: int,
+    *lazy: Any,
+) -> Snapshot:
     reference, layers, chain_id, below, tocs = lazy
     return Snapshot(
         id=number,
@@ -307,5 +333,5 @@ def _packed(labels: Mapping[str, str]) -> str:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise NodeError(f"{path}: {error}", hint="free some space; is another process using it?") from error

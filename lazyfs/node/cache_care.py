@@ -1,6 +1,7 @@
 """What people do with a node's cache: look at it, prune it, pin images, verify it. With a daemon or without one."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, NotFoundError, UsageError
+from lazyfs.formats.strict_json import plain
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.cache_directory import layer_size
 from lazyfs.node.cache_eviction import oldest, unused_since
@@ -17,6 +19,7 @@ from lazyfs.node.cache_store import NodeCache
 from lazyfs.node.seen import SeenImage, SeenImages, SeenLayer
 
 log = logging.getLogger(__name__)
+_LAYER = re.compile(r"[0-9a-f]{64}")
 
 DAY = 86400.0
 
@@ -114,9 +117,11 @@ class CacheCare:
         Returns `layer`, `bytes` that were compared, `damaged`, the numbers of the damaged chunks, and whether the
         kernel may have it `mounted_directly`: nothing of it is dropped then, but the next fetch writes over it.
         """
-        cache = self._cache.layer(name)
+        cache = self._cache.layer(name) if _LAYER.fullmatch(name) else None
         if cache is None:
-            raise NotFoundError(f"no layer {name[:64]} is in the cache", hint="`lazyfs cache` lists them")
+            raise NotFoundError(
+                f"no layer {plain(name[:64])} is in the cache", hint="`lazyfs cache` lists them"
+            )
         compared, damaged = 0, []
         for index in range(len(cache.chunks)):
             size = cache.verify(index)
