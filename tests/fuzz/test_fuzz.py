@@ -11,7 +11,8 @@ import pytest
 from lazyfs.errors import LazyfsError
 
 from .corpus import kept
-from .parsers import PARSERS, Parser
+from .parser import Parser
+from .parsers import PARSERS
 
 INPUTS = 300
 
