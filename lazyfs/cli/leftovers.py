@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lazyfs.beneath import open_beneath
 from lazyfs.cli.workspace import abandoned_runs, remove_leftovers
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
@@ -111,4 +112,16 @@ def _torn_files(paths: NodePaths) -> Iterator[Leftover]:
         for file in directory.glob(f"{TORN}*"):
             with suppress(FileNotFoundError):
                 if os.lstat(file).st_mtime < old:
-                    yield Leftover(f"{file}, half written", partial(file.unlink, missing_ok=True))
+                    yield Leftover(f"{file}, half written", partial(_remove_file, paths, file))
+
+
+def _remove_file(paths: NodePaths, file: Path) -> None:
+    """In a directory of the daemon's account, which must not lead root to another."""
+    with suppress(OSError):
+        directory = open_beneath(
+            paths.root, file.parent.relative_to(paths.root), os.O_RDONLY | os.O_DIRECTORY
+        )
+        try:
+            os.unlink(file.name, dir_fd=directory)
+        finally:
+            os.close(directory)

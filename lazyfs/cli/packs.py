@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lazyfs.beneath import read_beneath
 from lazyfs.config import NodePaths
 from lazyfs.errors import LazyfsError
 from lazyfs.formats import pack, toc
@@ -40,8 +41,13 @@ def uses(paths: NodePaths, status: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _use(paths: NodePaths, launch: Mapping[str, Any], mount: Path) -> dict[str, Any]:
-    index = pack.decode_index((paths.packs / parse_digest(launch["pack"])).read_bytes()[pack.HEADER.size :])
-    tocs = [toc.decode(open_side_data((paths.tocs / digest).read_bytes())) for digest in index.tocs]
+    # By root, of what the daemon's account has written.
+    stored = read_beneath(paths.packs, parse_digest(launch["pack"]), pack.HEADER.size + pack.MAX_INDEX_SIZE)
+    index = pack.decode_index(stored[pack.HEADER.size :])
+    tocs = [
+        toc.decode(open_side_data(read_beneath(paths.tocs, digest, toc.MAX_TOC_SIZE)))
+        for digest in index.tocs
+    ]
     chunks = [each.chunks for each in tocs]
     tree = merge([each.tree for each in tocs])
     brought = Pack(index, chunks)

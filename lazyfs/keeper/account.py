@@ -6,6 +6,7 @@ is, it has no capabilities and can never gain any (`lazyfs.daemon.privileges`).
 
 import os
 import pwd
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,5 +82,8 @@ def _give_tree(directory: Path, account: Account) -> None:
     # By descriptors and never through a symbolic link: the tree may be the work of a daemon that was taken over.
     for _, names, files, parent in os.fwalk(directory, topdown=False):
         for name in (*names, *files):
-            os.chown(name, account.uid, account.gid, dir_fd=parent, follow_symlinks=False)
+            status = os.lstat(name, dir_fd=parent)
+            # What has another name may be anybody's file: with fs.protected_hardlinks = 0 it needs no right to link it.
+            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                os.chown(name, account.uid, account.gid, dir_fd=parent, follow_symlinks=False)
     os.chown(directory, account.uid, account.gid, follow_symlinks=False)

@@ -18,9 +18,11 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from lazyfs.beneath import open_named, proc_path
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, LazyfsError, NodeError, NotFoundError, UsageError
 from lazyfs.mount import ladder
@@ -33,6 +35,7 @@ from lazyfs.mount.syscalls import bind, bind_image, mount_erofs, mount_overlay, 
 log = logging.getLogger(__name__)
 
 DIRECT = "direct"
+_KEY = re.compile(r"[0-9a-zA-Z]{1,64}")
 
 
 def mount_view(paths: NodePaths, image: Mapping[str, Any], target: Path) -> None:
@@ -151,6 +154,8 @@ def check_target(target: Path) -> None:
 
 def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
     """The image's own mount, made if it is not there."""
+    if not _KEY.fullmatch(image["key"]) or image["mode"] not in ladder.MODES:
+        raise NodeError(f"the daemon of {paths.root} names no image by {image['key'][:80]!r}")
     direct = paths.images / f"{image['key']}-{DIRECT}"
     if image["mode"] == ladder.FILE and mount_at(direct) is not None:
         return direct
@@ -160,11 +165,11 @@ def _attach(paths: NodePaths, image: Mapping[str, Any]) -> Path:
     with ExitStack() as opened:
         files = open_direct(paths, image.get("direct", ()), opened)
         directory = direct if files and all(files) else served
-        if directory is not None and any(files) and _make_direct(image, files, directory):
+        if directory is not None and any(files) and _make_direct(paths, image, files, directory):
             return directory
     if served is None:
         raise NodeError(f"the daemon of {paths.root} has ended", hint="try again: that starts a new one")
-    _make(image, (), served)
+    _make(paths, image, (), served)
     return served
 
 
@@ -177,10 +182,12 @@ def _served(paths: NodePaths, image: Mapping[str, Any]) -> Path | None:
     return paths.images / f"{image['key']}-{mode}{devices.device.partition(':')[2]}"
 
 
-def _make_direct(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> bool:
+def _make_direct(
+    paths: NodePaths, image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path
+) -> bool:
     """As `_make`; False where it cannot be, or those files do not stay: their devices are to be mounted then."""
     try:
-        _make(image, files, directory)
+        _make(paths, image, files, directory)
     except LazyfsError as error:
         log.info("%s is not mounted from the cache's own files: %s", image["reference"], error)
         return False
@@ -193,11 +200,13 @@ def _make_direct(image: Mapping[str, Any], files: Sequence[DirectFile | None], d
     return False
 
 
-def _make(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> None:
+def _make(
+    paths: NodePaths, image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path
+) -> None:
     """Mount the image at `directory`, which is made; of the devices, and of those `files` that there are."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _mount_image(image, files, directory)
+        _mount_image(paths, image, files, directory)
     except BaseException as error:
         with suppress(OSError):
             directory.rmdir()
@@ -206,25 +215,36 @@ def _make(image: Mapping[str, Any], files: Sequence[DirectFile | None], director
         raise
 
 
-def _mount_image(image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path) -> None:
+def _mount_image(
+    paths: NodePaths, image: Mapping[str, Any], files: Sequence[DirectFile | None], directory: Path
+) -> None:
     """As its mode says (see `ladder`)."""
     launch = image.get("launch", False)
-    match image["mode"]:
-        case ladder.LOOP:
-            mount_erofs_on_loop(Path(image["view"]), directory)
-            if launch:
-                switch_off_read_ahead(directory)
-        case ladder.TREE:
-            bind_image(Path(image["view"]), directory)
-        case _:
-            devices = [Path(device) for device in image["devices"]]
-            for number, file in enumerate(files):
-                if file is not None:
-                    devices[number] = file.path
-            # One whose layers are all here has nothing to wait for.
-            launch = launch and not (files and all(files))
-            with without_read_ahead(directory) if launch else nullcontext():
-                mount_erofs(Path(image["bootstrap"]), devices, directory)
+    with ExitStack() as opened:
+
+        def named(place: Path, name: str) -> Path:
+            """What the daemon names, as it is opened: its account must not lead root anywhere else."""
+            descriptor = open_named(place, name, image["reference"])
+            opened.callback(os.close, descriptor)
+            return proc_path(descriptor)
+
+        match image["mode"]:
+            case ladder.LOOP:
+                mount_erofs_on_loop(named(paths.fuse, image["view"]), directory)
+                if launch:
+                    switch_off_read_ahead(directory)
+            case ladder.TREE:
+                bind_image(named(paths.fuse, image["view"]), directory)
+            case _:
+                direct = [*files, *repeat(None, len(image["devices"]) - len(files))]
+                devices = [
+                    named(paths.fuse, device) if file is None else file.path
+                    for file, device in zip(direct, image["devices"], strict=True)
+                ]
+                # One whose layers are all here has nothing to wait for.
+                launch = launch and not (files and all(files))
+                with without_read_ahead(directory) if launch else nullcontext():
+                    mount_erofs(named(paths.bootstraps, image["bootstrap"]), devices, directory)
 
 
 def _release_unused(paths: NodePaths) -> None:

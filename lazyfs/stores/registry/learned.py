@@ -5,14 +5,17 @@ own, for the daemon alone, and is read anew for each token: a later pull renews 
 """
 
 import base64
+import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lazyfs.beneath import read_beneath
 from lazyfs.errors import NodeError
 from lazyfs.stores.registry.credentials import Credentials
 from lazyfs.stores.registry.names import RepositoryName
@@ -65,19 +68,26 @@ def _held(path: Path) -> Iterator[dict[str, Any]]:
             auths = _read(path)
             yield auths
             temporary = path.with_name(f".{path.name}.new")
-            with _private(temporary) as file:
-                file.truncate()
+            temporary.unlink(missing_ok=True)
+            with _private(temporary, os.O_EXCL) as file:
                 file.write(json.dumps({"auths": auths}).encode())
             temporary.replace(path)
     except OSError as error:
         raise NodeError(f"{path}: {error.strerror}", hint="free some space, or run as root") from error
 
 
-def _private(path: Path) -> Any:
-    """Opened to read and write; it is for the owner of its directory alone, who may be another than we."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+b")
-    owner = path.parent.stat()
-    if os.fstat(file.fileno()).st_uid != owner.st_uid:
+def _private(path: Path, flags: int = 0) -> Any:
+    """Opened to read and write; it is for the owner of its directory alone, who may be another than we.
+
+    We may be root, so nothing that the owner has put there is followed, nor is another's file given to him.
+    """
+    flags |= os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
+    owner, status = path.parent.stat(), os.fstat(file.fileno())
+    if status.st_uid != owner.st_uid:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            file.close()
+            raise OSError(errno.EPERM, "it is not of who owns the directory", str(path))
         os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
     return file
 
@@ -85,8 +95,7 @@ def _private(path: Path) -> Any:
 def _read(path: Path) -> dict[str, Any]:
     """What is kept; nothing where the file is not as we write it."""
     with suppress(OSError, ValueError, RecursionError, AttributeError):
-        if path.stat().st_size <= _MAX_FILE:
-            auths = json.loads(path.read_bytes()).get("auths")
-            if isinstance(auths, dict):
-                return auths
+        auths = json.loads(read_beneath(path.parent, path.name, _MAX_FILE)).get("auths")
+        if isinstance(auths, dict):
+            return auths
     return {}
