@@ -14,6 +14,7 @@ import click
 from lazyfs import logs
 from lazyfs.config import NodePaths
 from lazyfs.errors import BusyError, LazyfsError, NodeError, UsageError
+from lazyfs.keeper.hardening import forbid_dumps
 from snapshotter.image_service import serving_images
 from snapshotter.images import Images
 from snapshotter.lifecycle import Snapshots
@@ -81,6 +82,7 @@ def main(
     image_service_of: Path,
 ) -> None:
     logs.set_up()
+    forbid_dumps()  # passwords of pulls come by here
     try:
         images = (image_service.absolute(), image_service_of.absolute()) if image_service else None
         if node is not None and config is not None:

@@ -19,11 +19,16 @@ _MCL_ONFAULT = 4
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
+def forbid_dumps() -> None:
+    """No core dump of this process, nor a look into its memory by who is not root."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def harden() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
         log.info("memory is not locked (errno %d)", ctypes.get_errno())
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    forbid_dumps()
     for score in ("-1000", "-500"):
         try:
             _OOM_SCORE.write_text(score)

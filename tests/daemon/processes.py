@@ -67,3 +67,11 @@ def ensure_elsewhere(paths: NodePaths) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def may_be_dumped(pid: int) -> bool:
+    """A process that cannot be dumped shows its memory to nobody without CAP_SYS_PTRACE, its own user among them."""
+    script = "import os, sys; os.close(os.open(f'/proc/{sys.argv[1]}/mem', os.O_RDONLY))"
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--securebits=+noroot"]
+    reader = subprocess.run([*drop, sys.executable, "-c", script, str(pid)], check=False, capture_output=True)
+    return reader.returncode == 0

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from lazyfs.config import NodePaths
-from tests.daemon.processes import PATIENCE, daemons, keepers
+from tests.daemon.processes import PATIENCE, daemons, keepers, may_be_dumped
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, needs_registry, run_registry, write_auth
 from tests.waiting import wait_until
 
@@ -74,8 +74,11 @@ def test_no_secret_is_written_anywhere(
     assert lazyfs("mount", image, target) == 0, said[-1]
     assert (target / "text").read_bytes() == b"lower"
     (tmp_path / "other").mkdir()
-    for words in (["status"], ["status", "--json"], ["doctor"], ["doctor", "--json"], ["inspect", image]):
+    for words in (["status"], ["doctor"], ["inspect", image], ["cache"], ["cache", "verify"]):
         lazyfs(*words)
+        lazyfs(*words, "--json")
+    lazyfs("--debug", "bench", "start", "s3://bucket/app:lazy")
+    lazyfs("--debug", "profile", "docker://registry.invalid/app:lazy")
     lazyfs("mount", "s3://bucket/app:lazy", tmp_path / "other")
     lazyfs("mount", "docker://registry.invalid/app:lazy", tmp_path / "other")
     write_auth(auth_file, guarded.host, password=WRONG)
@@ -85,7 +88,7 @@ def test_no_secret_is_written_anywhere(
     for pid in processes:
         said.append(Path(f"/proc/{pid}/cmdline").read_bytes())
         # Who may not be traced leaves no core dump either (PR_SET_DUMPABLE).
-        assert not _may_be_dumped(pid)
+        assert not may_be_dumped(pid)
     said.append(b"".join(guarded.log))
     assert lazyfs("umount", target) == 0
     assert lazyfs("shutdown") == 0
@@ -96,11 +99,3 @@ def test_no_secret_is_written_anywhere(
     for secret in SECRETS:
         for shape in shapes(secret):
             assert [text for text in said if shape in text] == []
-
-
-def _may_be_dumped(pid: int) -> bool:
-    """A process that cannot be dumped shows its memory to nobody without CAP_SYS_PTRACE, its own user among them."""
-    script = "import os, sys; os.close(os.open(f'/proc/{sys.argv[1]}/mem', os.O_RDONLY))"
-    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--securebits=+noroot"]
-    reader = subprocess.run([*drop, sys.executable, "-c", script, str(pid)], check=False, capture_output=True)
-    return reader.returncode == 0

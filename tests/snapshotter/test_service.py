@@ -14,6 +14,7 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import UnsupportedError
 from snapshotter.records import Records
+from tests.daemon.processes import may_be_dumped
 
 from .client import Client, Service, code_of
 
@@ -43,6 +44,13 @@ def test_started_again_after_a_kill(service: Service) -> None:
 def test_the_socket_is_roots_alone(service: Service) -> None:
     service.start()
     assert service.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_its_memory_is_nobodys(service: Service) -> None:
+    """Passwords of pulls come by there."""
+    service.start()
+    assert service.process is not None
+    assert not may_be_dumped(service.process.pid)
 
 
 def test_one_process_for_a_root_and_a_socket(service: Service, tmp_path: Path) -> None:
