@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,12 @@ from lazyfs.stores import LayoutStore, open_store, parse_reference, write_blob
 from tests.registry import needs_registry, run_registry
 
 from .open_node import OpenNode
+from .processes import REPOSITORY
 
+COSIGN = (
+    shutil.which("cosign", path=f"{os.environ.get('PATH', '')}:{REPOSITORY / '.cache/tools/cosign'}") or ""
+)
+PATIENCE = 60.0
 Private = ec.EllipticCurvePrivateKey
 
 
@@ -180,18 +187,65 @@ def test_an_index_that_was_signed(signed: Signed, layout: Path, key: Private) ->
     node.open(layout, "many")
 
 
+def push(layout: Path, name: str, *tags: str) -> None:
+    """Copy to the repository `name` what has these tags."""
+    with LayoutStore(layout) as source:
+        for tag in tags:
+            with open_store(parse_reference(f"docker://{name}:{tag}"), create=True) as target:
+                target.put_tag(tag, copy_tree(source, source.resolve(tag), target, _ignore))
+
+
 @needs_registry
 def test_in_a_registry(signed: Signed, layout: Path, key: Private, tmp_path: Path) -> None:
     sign(layout, key, digest_of(layout))
     with run_registry(tmp_path / "registry") as registry:
-        with LayoutStore(layout) as source:
-            for tag in ("lazy", digest_of(layout).replace(":", "-") + ".sig"):
-                with open_store(
-                    parse_reference(f"docker://{registry.host}/app:{tag}"), create=True
-                ) as target:
-                    target.put_tag(tag, copy_tree(source, source.resolve(tag), target, _ignore))
+        push(layout, f"{registry.host}/app", "lazy", digest_of(layout).replace(":", "-") + ".sig")
         node = signed.start()
         assert node.devices(node.node.open_image(f"docker://{registry.host}/app:lazy", Path("/")))
+
+
+def cosign(directory: Path, *words: str) -> None:
+    environment = os.environ | {"COSIGN_PASSWORD": "", "HOME": str(directory)}
+    done = subprocess.run(
+        [COSIGN, *words], cwd=directory, env=environment, capture_output=True, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@needs_registry
+@pytest.mark.skipif(not COSIGN, reason="cosign is not installed: `scripts/cosign.sh` builds it")
+def test_signed_by_cosign(layout: Path, tmp_path: Path) -> None:
+    """By the program itself: its key, its image, and neither another key's nor another image's nor none."""
+    right, wrong = (tmp_path / name for name in ("right", "wrong"))
+    for directory in (right, wrong):
+        directory.mkdir()
+        cosign(directory, "generate-key-pair")
+    node = Signed(tmp_path / "node", (right / "cosign.pub").read_bytes())
+    with run_registry(tmp_path / "registry") as registry:
+        name, digest = f"{registry.host}/app", digest_of(layout)
+        push(layout, name, "lazy", "app")
+        sign_it = ("sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key", "cosign.key")
+
+        def may_start(digest: str) -> bool:
+            try:
+                node.start().node.open_image(f"docker://{name}@{digest}", Path("/"))
+            except IntegrityError as error:
+                assert "may not start here" in error.message
+                return False
+            return True
+
+        assert not may_start(digest)
+        cosign(wrong, *sign_it, f"{name}@{digest}")
+        assert not may_start(digest)
+        cosign(right, *sign_it, f"{name}@{digest}")
+        assert may_start(digest)
+        # What was signed for one image is laid under another's tag.
+        other = digest_of(layout, "app")
+        with open_store(parse_reference(f"docker://{name}:x"), create=True) as store:
+            signatures = store.resolve(f"{digest.replace(':', '-')}.sig")
+            store.put_tag(f"{other.replace(':', '-')}.sig", signatures)
+        assert not may_start(other)
+    node.close()
 
 
 def _ignore(blob: object, copied: bool) -> None:
