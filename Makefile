@@ -51,7 +51,7 @@ bench-quick: setup-bench ## three images, started by lazyfs and by containerd's 
 kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (half an hour)
 	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000
 
-fuzz: setup-test ## feed each parser a million inputs that are nearly right (hours; ARGS="--inputs 10000 --only tar")
+fuzz: setup-test ## feed each parser a million inputs that are nearly right, over all runs (hours; ARGS="--seconds 3600 --only tar")
 	@nice -n 19 $(PYTHON_BIN) -m tests.fuzz $(ARGS)
 
 clients: ## build nerdctl and BuildKit, with which the tests of the snapshotter start images then (needs Go)
