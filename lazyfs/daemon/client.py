@@ -23,6 +23,7 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 60.0
 USE_PATIENCE = 5.0
 _MAX_RESPONSE = 64 << 20
+_MAX_LINE = 16 << 20
 _PAUSE = 0.01
 _started: list[int] = []
 """Keepers that are children of this process: not by a thread, which would take the signals of `lazyfs run`."""
@@ -84,10 +85,10 @@ class DaemonClient:
                 raise self._gone() from error
 
     def _lines(self, answer: BinaryIO) -> Iterator[dict[str, Any]]:
-        while answer.readline().strip():
+        while answer.readline(_MAX_LINE).strip():
             pass  # the head
-        while line := answer.readline():
-            values = json.loads(line)
+        while line := answer.readline(_MAX_LINE):
+            values = self._object(line)
             if not values:
                 return
             if "error" in values:
@@ -156,6 +157,17 @@ class DaemonClient:
             return False
         return True
 
+    def _object(self, content: bytes) -> dict[str, Any]:
+        try:
+            values = json.loads(content)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise NodeError(
+                f"the daemon of {self._paths.root} broke off its answer", hint=f"see {self._paths.log}"
+            )
+        return values
+
     def _gone(self) -> DaemonGoneError:
         return DaemonGoneError(
             f"the daemon of {self._paths.root} ended before it answered", hint=f"see {self._paths.log}"
@@ -200,15 +212,9 @@ class DaemonClient:
         if not answer:
             raise self._gone()
         head_bytes, _, content = answer.partition(b"\r\n\r\n")
-        try:
-            status = int(head_bytes.split(b" ", 2)[1])
-            values: dict[str, Any] = json.loads(content)
-            if status != 200:
-                raise from_dict(values)
-        except (ValueError, IndexError) as error:
-            raise NodeError(
-                f"the daemon of {self._paths.root} broke off its answer", hint=f"see {self._paths.log}"
-            ) from error
+        values = self._object(content)
+        if head_bytes.split(b" ", 2)[1:2] != [b"200"]:
+            raise from_dict(values)
         return values
 
 

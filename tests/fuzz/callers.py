@@ -6,15 +6,17 @@ import selectors
 import socket
 from contextlib import closing
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from google.protobuf.message import DecodeError, Message
 
 from lazyfs.config import NodePaths
-from lazyfs.daemon import api, cache_calls, node, service
+from lazyfs.daemon import api, cache_calls, client, node, service
 from lazyfs.errors import BadInputError, LazyfsError
 from lazyfs.formats.oci_types import TOC_ANNOTATION
 from lazyfs.keeper import child, keeper, link, taking
@@ -145,6 +147,27 @@ def _adopted(data: bytes) -> None:
     assert not descriptors
     if values.get("pid") != 12:
         raise BadInputError("it hands nothing over")
+
+
+_TOLD = [
+    b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"pid": 12}',
+    b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"digest": "sha256:00", "chain": []}\n{"toc": "ab"}\n{}\n',
+    b'HTTP/1.1 400 x\r\n\r\n{"error": "BusyError", "message": "m", "hint": "h", "exit_code": 8}\n',
+]
+
+
+def _daemon_answers(data: bytes) -> None:
+    """What a command, which may be root's, makes of the daemon's answer: line by line, and in one piece."""
+    asking = client.DaemonClient(NodePaths(scratch("asking")))
+    for values in asking._lines(BytesIO(data)):
+        assert isinstance(values, dict)
+    if b"chain" in data:
+        return
+    ours, theirs = socket.socketpair()
+    theirs.sendall(data)
+    theirs.shutdown(socket.SHUT_WR)
+    with theirs, patch.object(asking, "_connect", lambda: ours):
+        assert isinstance(asking.ask("GET /v1/status", {}), dict)
 
 
 _CHAIN = "sha256:" + "ab" * 32
@@ -288,6 +311,7 @@ CALLERS = [
     Parser("control API", _make_request, _request, (api, cache_calls, service)),
     Parser("daemon to keeper", any_json(_SAID), _daemon_says, (keeper, child, link)),
     Parser("answer to a new keeper", any_text(_ANSWERS), _adopted, (taking,)),
+    Parser("answer of the daemon", any_text(_TOLD), _daemon_answers, (client,)),
     Parser("snapshot labels", any_json(_LABELS), _labels, (labels, limits, idmap, mounts)),
     Parser("snapshot filters", any_text(_FILTERS), _filter, (filters,)),
     Parser("snapshot calls", _make_calls, _calls, _containerd),
