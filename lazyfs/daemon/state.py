@@ -67,7 +67,7 @@ class State:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 self._database = _open(self._path)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # of what SQLite says of its schema
                 self._database = _replace(self._path, error)
         except (OSError, sqlite3.Error) as error:
             raise NodeError(
@@ -112,7 +112,10 @@ class State:
         """The number of the layer's device: the one that it always had, or a new one."""
         with self._writing() as database:
             row = database.execute("SELECT inode, sources FROM layers WHERE toc = ?", (toc,)).fetchone()
-            others = [] if row is None else json.loads(row[1])
+            others: list[str] = []
+            if row is not None:
+                with self._skipped_where_damaged(toc):
+                    others = [str(each) for each in json.loads(row[1])]
             sources = [source, *(other for other in others if other != source)][:MAX_SOURCES]
             values = (json.dumps(layer), diff_id, json.dumps(sources), self._connection)
             if row is None:
@@ -177,6 +180,8 @@ class State:
 
 def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, check_same_thread=False)
+    # A flipped bit costs the row that it is in.
+    database.text_factory = lambda text: text.decode(errors="replace")
     try:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
@@ -190,7 +195,7 @@ def _open(path: Path) -> sqlite3.Connection:
             # Inode 1 is the directory.
             first = "INSERT INTO sqlite_sequence VALUES ('layers', 1);"
             database.executescript(f"BEGIN; {_SCHEMA} {first} PRAGMA user_version = {VERSION}; COMMIT;")
-        elif database.execute("PRAGMA quick_check").fetchone() != ("ok",):
+        elif database.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("the database is damaged")
     except BaseException:
         database.close()
@@ -198,7 +203,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _replace(path: Path, reason: sqlite3.DatabaseError) -> sqlite3.Connection:
+def _replace(path: Path, reason: Exception) -> sqlite3.Connection:
     """Begin anew where the file is damaged, with numbers that cannot have been given before."""
     if isinstance(reason, sqlite3.OperationalError):
         raise reason  # a full disk, a lock: nothing that a new file would mend
