@@ -163,10 +163,13 @@ class DaemonClient:
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            raise NodeError(
-                f"the daemon of {self._paths.root} broke off its answer", hint=f"see {self._paths.log}"
-            )
+            raise self._broken_off()
         return values
+
+    def _broken_off(self) -> NodeError:
+        return NodeError(
+            f"the daemon of {self._paths.root} broke off its answer", hint=f"see {self._paths.log}"
+        )
 
     def _gone(self) -> DaemonGoneError:
         return DaemonGoneError(
@@ -213,7 +216,11 @@ class DaemonClient:
             raise self._gone()
         head_bytes, _, content = answer.partition(b"\r\n\r\n")
         values = self._object(content)
-        if head_bytes.split(b" ", 2)[1:2] != [b"200"]:
+        try:
+            status = int(head_bytes.split(b" ", 2)[1])
+        except (ValueError, IndexError) as error:
+            raise self._broken_off() from error
+        if status != 200:
             raise from_dict(values)
         return values
 
