@@ -13,7 +13,7 @@ _GO = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _STARGZ = "github.com/containerd/stargz-snapshotter"
 _STARGZ_VERSION = "v0.18.2"
-_STARGZ_PROGRAM = "containerd-stargz-grpc"
+STARGZ = _TOOLS / f"stargz-{_STARGZ_VERSION}" / "containerd-stargz-grpc"
 _MAIN = Path(__file__).parent / "stargz" / "main.go"
 _REASON = 300  # characters
 
@@ -34,9 +34,10 @@ def stargz() -> Path:
     build = [
         ["mod", "init", "lazyfs.bench/stargz"],
         ["get", f"{_STARGZ}@{_STARGZ_VERSION}"],
-        ["build", "-mod=mod", "-o", _STARGZ_PROGRAM, "."],
+        ["build", "-mod=mod", "-o", STARGZ.name, "."],
     ]
-    return _built(f"stargz-{_STARGZ_VERSION}", build, _MAIN) / _STARGZ_PROGRAM
+    _built(STARGZ.parent.name, build, _MAIN)
+    return STARGZ
 
 
 def _built(name: str, commands: list[list[str]], source: Path | None = None) -> Path:

@@ -9,6 +9,8 @@ from typing import Any
 
 from lazyfs.errors import BadInputError
 
+LEFT_OUT = "left out"
+"""What the reason of a part begins with that was not measured, and did not fail."""
 CACHE = Path(".cache/images")
 
 

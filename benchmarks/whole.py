@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import bars, readme
 from benchmarks.parts import Part
-from benchmarks.report import Report, markdown
+from benchmarks.report import LEFT_OUT, Report, markdown
 from lazyfs.bench.page import table, write_page
 from lazyfs.bench.results import Results, read_results
 from lazyfs.bench.text import markdown as starts_markdown
@@ -80,7 +80,10 @@ def _parts(report: Report, parts: Mapping[str, Part]) -> Iterator[tuple[str, ...
             yield name, f"{part.seconds} s", "", "", "not measured"
             continue
         told = [f"**failed**: {done.failed}"] if done.failed else []
-        told += [f"left out: {part.left_out}"] if part.left_out else []
+        if done.failed.startswith(LEFT_OUT):
+            told = [done.failed]
+        elif part.left_out:
+            told.append(f"{LEFT_OUT}: {part.left_out}")
         yield name, f"{part.seconds} s", f"{done.seconds:.0f} s", f"{done.load:.1f}", "; ".join(told)
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import engines
+from benchmarks.estargz import estargz
+from benchmarks.images import BuiltImage
 from lazyfs.mount.mountinfo import list_mounts
 from tests.layouts import put_image
 from tests.snapshotter.engine import CONFIG_OF_IMAGE, layers
@@ -167,3 +170,27 @@ def command_line(pid: str) -> bytes:
         return Path("/proc", pid, "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_stargz_snapshotter(image: str, scratch: Path) -> None:
+    """A real rival, started by its command, with an image that its own tool has made."""
+    program = engines.STARGZ
+    if not program.exists():
+        pytest.skip("stargz-snapshotter is not built here: `python -m benchmarks.prepare` builds it")
+    layout, _, tag = image.removeprefix("oci:").rpartition(":")
+    built = BuiltImage(Path(layout), tag, Path(layout))
+    theirs = estargz(built, scratch.parent / "cache")
+    ways = [
+        "--against",
+        f"stargz={program} {{socket}} {{root}},{theirs}",
+        "--link",
+        "loopback",
+        "--runs",
+        "1",
+    ]
+    results = measured(image, *ways, "--scratch", scratch)
+    starts = {each["way"]: each for each in results["starts"]}
+    assert starts["stargz"]["down"] > 0
+    assert "containerd-stargz-grpc" in {use["name"] for use in starts["stargz"]["uses"]}
+    assert starts["stargz"]["cold"] == {"on_disk": 0, "in_memory": 0}
+    assert not list(scratch.iterdir())

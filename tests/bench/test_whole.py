@@ -17,15 +17,13 @@ from lazyfs.errors import BadInputError, NodeError
 
 from .samples import made_up
 
-MINUTES = 25
-
 
 def measured(*rows: Row, failed: str = "") -> Measured:
     return Measured("2026-01-01 00:00", 12.0, 0.5, failed, list(rows))
 
 
 def test_the_plan_fits() -> None:
-    assert sum(part.seconds for part in PARTS.values()) < MINUTES * 60
+    assert sum(part.seconds for part in PARTS.values()) < whole_run.MINUTES * 60
 
 
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -137,6 +135,10 @@ def test_a_part_that_fails_is_told_and_a_run_goes_on(
     monkeypatch.setattr(sys, "argv", [*words, "--only", "links"])
     assert whole_run.main() == 1
     assert done == [*PARTS, "dedup", "links"]
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0"])
+    assert whole_run.main() == 1
+    assert len(done) == len(PARTS) + 2
+    assert "left out: it would take longer" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "rows.json").read_text())["parts"].keys() == PARTS.keys()
 
 
