@@ -22,8 +22,8 @@ from benchmarks.node import TAG, convert_recipe, lazyfs, running_node
 from benchmarks.process import FailedError
 
 RECORDED = Path(__file__).with_name("stable.json")
-MOST, MORE = 1.25, 8
-"""Of what was recorded, and beyond: what the kernel reads ahead, and when, differs a little from start to start."""
+MOST = 1.25
+"""Of what was recorded: what the kernel reads ahead, and when, differs a little from start to start."""
 _NAME = "stable"
 _SECONDS = 120
 
@@ -34,6 +34,11 @@ class Counts:
     down: int
     device_reads: int
     calls: int
+
+
+MORE = Counts(requests=20, down=1_000_000, device_reads=60, calls=200)
+"""Beyond: on a machine that is slow at the moment readers overtake a launch pack, and ask for themselves. A tenth of
+what they ask for without one."""
 
 
 def measure(directory: Path, cache: Path) -> dict[str, Counts]:
@@ -58,7 +63,7 @@ def too_many(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]
         f"{start}: {each.name} {getattr(counts, each.name):,}, recorded {getattr(recorded[start], each.name):,}"
         for start, counts in found.items()
         for each in fields(counts)
-        if getattr(counts, each.name) > getattr(recorded[start], each.name) * MOST + MORE
+        if getattr(counts, each.name) > getattr(recorded[start], each.name) * MOST + getattr(MORE, each.name)
     ]
 
 

@@ -29,3 +29,4 @@ def test_more_is_told() -> None:
     assert stable.too_many(more, recorded) == [
         f"{start}: requests {counts.requests * 2}, recorded {counts.requests}"
     ]
+    assert stable.too_many(dict.fromkeys(recorded, counts), recorded), "a launch pack that is of no use"
