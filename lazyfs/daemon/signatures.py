@@ -18,9 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.config import NodePaths, read_settings
-from lazyfs.errors import IntegrityError, LazyfsError, NodeError, NotFoundError, UsageError
+from lazyfs.errors import (
+    BadInputError,
+    IntegrityError,
+    LazyfsError,
+    LimitError,
+    NodeError,
+    NotFoundError,
+    UsageError,
+)
 from lazyfs.formats.oci import parse_manifest
-from lazyfs.formats.oci_descriptor import parse_digest
+from lazyfs.formats.oci_descriptor import Descriptor, parse_digest
 from lazyfs.formats.signature import (
     MAX_PAYLOAD,
     MAX_SIGNATURES,
@@ -28,6 +36,7 @@ from lazyfs.formats.signature import (
     Signature,
     is_of,
     read_key,
+    read_signature,
     signature_of,
     signature_tag,
 )
@@ -71,13 +80,15 @@ class SignaturePolicy:
             return
         reason = "it has no signature"
         for digest in (manifest, *others):
-            for signature in _signatures(store, digest):
+            for layer, text in _signatures(store, digest):
+                # One that cannot be read hides none that can: whoever may push may add one.
                 try:
+                    signature = Signature(store.get_document(layer, MAX_PAYLOAD), read_signature(text))
                     if is_of(signature, digest, self.keys):
                         self._keep(manifest, digest, signature)
                         return
                     reason = "no signature is by a key of this node, for this digest"
-                except LazyfsError as error:
+                except (BadInputError, IntegrityError, LimitError, NotFoundError) as error:
                     reason = error.message
         raise IntegrityError(
             f"{manifest} in {store.url} may not start here: {reason}",
@@ -106,14 +117,15 @@ class SignaturePolicy:
         return self.directory / parse_digest(manifest)
 
 
-def _signatures(store: Store, digest: str) -> Iterator[Signature]:
+def _signatures(store: Store, digest: str) -> Iterator[tuple[Descriptor, str]]:
+    """The payloads, each with its signature as text."""
     try:
         found = store.resolve(signature_tag(digest))
     except NotFoundError:
         return
     with named(f"the signatures of {digest} in {store.url}"):
         layers = parse_manifest(store.get_document(found)).layers
-        for layer in layers[:MAX_SIGNATURES]:
-            signature = signature_of(layer)
-            if signature is not None:
-                yield Signature(store.get_document(layer, MAX_PAYLOAD), signature)
+    for layer in layers[:MAX_SIGNATURES]:
+        text = signature_of(layer)
+        if text is not None:
+            yield layer, text

@@ -53,11 +53,13 @@ def read_key(pem: bytes, name: str) -> Key:
     return key
 
 
-def signature_of(layer: Descriptor) -> bytes | None:
-    """The signature of the payload that a layer is; None where it is none. BadInputError where it is unreadable."""
-    text = layer.annotations.get(SIGNATURE_ANNOTATION)
-    if layer.media_type != PAYLOAD_TYPE or text is None:
-        return None
+def signature_of(layer: Descriptor) -> str | None:
+    """The signature, as text, of the payload that a layer is; None where it is none."""
+    return layer.annotations.get(SIGNATURE_ANNOTATION) if layer.media_type == PAYLOAD_TYPE else None
+
+
+def read_signature(text: str) -> bytes:
+    """BadInputError where it is no base64."""
     try:
         return base64.b64decode(text[: 2 * _MAX_SIGNATURE], validate=True)
     except (binascii.Error, ValueError) as error:

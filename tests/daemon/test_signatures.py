@@ -1,6 +1,7 @@
 """A node that starts only what was signed, with signatures as cosign makes them, in a layout and in a registry."""
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from converter import copy_tree
 from lazyfs.errors import IntegrityError, LazyfsError, UsageError
-from lazyfs.formats.oci import Index, Manifest
+from lazyfs.formats.oci import Index, Manifest, parse_manifest
 from lazyfs.formats.oci_descriptor import Descriptor
 from lazyfs.formats.oci_types import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from lazyfs.stores import LayoutStore, open_store, parse_reference, write_blob
@@ -167,6 +168,35 @@ def test_what_is_no_signature_of_it_is_refused(
             sign(layout, key, digest, b"[1]")
     with pytest.raises(IntegrityError, match=reason):
         signed.start().open(layout)
+
+
+@pytest.mark.parametrize("damage", ["no base64", "no payload", "large payload"])
+def test_one_that_cannot_be_read_hides_none_that_can(
+    signed: Signed, layout: Path, key: Private, damage: str
+) -> None:
+    digest = digest_of(layout)
+    sign(layout, key, digest)
+    tag = digest.replace(":", "-") + ".sig"
+    with LayoutStore(layout) as store:
+        manifest = parse_manifest(store.get_document(store.resolve(tag)))
+        bad = manifest.layers[0]
+        match damage:
+            case "no base64":
+                bad = replace(bad, annotations={"dev.cosignproject.cosign/signature": "!"})
+            case "no payload":
+                bad = replace(bad, digest="sha256:" + "0" * 64)
+            case "large payload":
+                bad = replace(bad, size=1 << 30)
+        both = replace(manifest, layers=(bad, *manifest.layers))
+        path = layout / "blobs" / "sha256" / hashlib.sha256(both.to_bytes()).hexdigest()
+        path.write_bytes(both.to_bytes())
+        index = json.loads((layout / "index.json").read_bytes())
+        for entry in index["manifests"]:
+            if entry.get("annotations", {}).get("org.opencontainers.image.ref.name") == tag:
+                entry |= {"digest": f"sha256:{path.name}", "size": len(both.to_bytes())}
+        (layout / "index.json").write_text(json.dumps(index))
+    node = signed.start()
+    assert node.devices(node.open(layout))
 
 
 def test_each_of_the_keys_will_do(signed: Signed, layout: Path, key: Private) -> None:
