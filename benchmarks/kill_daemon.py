@@ -34,7 +34,7 @@ from converter import Settings, convert_image
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, daemon_in_use
 from lazyfs.keeper.client import KeeperClient
-from lazyfs.mount.images import DIRECT, mount_view, unmount_image
+from lazyfs.mount.images import DIRECT, find_image_mounts, mount_view, unmount_image
 from lazyfs.mount.ladder import AUTO, FILE, MODES
 from lazyfs.stores import open_store, parse_reference
 
@@ -165,6 +165,9 @@ def measure(
             client.ask("POST /v1/cache/warm", warm)
         image = client.open_image(str(target), mode=FILE if mode == DIRECT else mode)
         mount_view(paths, image, mounted)
+        (shown,) = find_image_mounts(paths, image["key"])
+        if (mode == DIRECT) != shown.name.endswith(f"-{DIRECT}"):
+            raise ValueError(f"{shown} is mounted in another mode than {mode}")
     try:
         found = _largest(directory / "unpacked")
         pairs = [Pair(mounted / path.relative_to(directory / "unpacked"), path) for path in found]

@@ -83,12 +83,13 @@ def _trees(directory: Path, cache: Path) -> Iterator[dict[str, Path]]:
         for rung in look(NodePaths.choose(root)):
             if rung.works:
                 trees[rung.mode] = directory / rung.mode
-                mounts.enter_context(_mounted(root, f"oci:{layout}:{TAG}", trees[rung.mode], rung.mode))
+                mounts.enter_context(mounted_in(root, f"oci:{layout}:{TAG}", trees[rung.mode], rung.mode))
         yield trees | {DISK: directory / DISK}
 
 
 @contextmanager
-def _mounted(root: Path, reference: str, target: Path, mode: str) -> Iterator[None]:
+def mounted_in(root: Path, reference: str, target: Path, mode: str) -> Iterator[None]:
+    """The image at `target`, which is made, in this mode."""
     target.mkdir()
     subprocess.run([*lazyfs(root), "mount", "--mount-mode", mode, reference, str(target)], check=True)
     try:

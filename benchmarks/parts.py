@@ -27,6 +27,7 @@ from benchmarks import (
     growth,
     kill_daemon,
     link,
+    listing,
     many_containers,
     many_images,
     random_reads,
@@ -179,6 +180,11 @@ PARTS: Mapping[str, Part] = {
     "random_reads": Part(35, "small reads that miss", _kept(random_reads.measure, random_reads.rows)),
     "footprint": Part(50, "memory and idle processor time", _kept(_footprint, _of_one(footprint.rows))),
     "tree_speed": Part(20, "find and tar beside ext4", _trees),
+    "listing": Part(
+        25,
+        "large directories in each mode of mounting",
+        _kept(lambda _: listing.measure(listing.RUNS), listing.rows),
+    ),
     "run_speed": Part(10, "the command itself, and what it adds to the runtime", _runs),
     "bootstrap_speed": Part(6, "metadata made on the node", _kept(_bootstraps, bootstrap_speed.rows)),
     "convert_speed": Part(

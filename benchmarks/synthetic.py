@@ -43,6 +43,14 @@ def many_files(count: int, top: bytes = b"") -> Iterator[bytes]:
     yield bytes(piece) + bytes(2 * _BLOCK)
 
 
+def directories(sizes: Iterable[int]) -> Iterator[bytes]:
+    """A tar of directories, each named by how many empty files it has."""
+    for size in sizes:
+        yield _header(b"%d/" % size, 0, b"5")
+        yield b"".join(_header(b"%d/entry-%d" % (size, number), 0, b"0") for number in range(size))
+    yield bytes(2 * _BLOCK)
+
+
 def large_files(size: int, file_size: int = 1 << 30) -> Iterator[bytes]:
     """A tar of about `size` bytes in files of 1 GiB, which compresses to a fiftieth of it."""
     random = Random(2)
