@@ -108,7 +108,8 @@ def _remove_directory(path: Path) -> None:
 
 def _torn_files(paths: NodePaths) -> Iterator[Leftover]:
     old = time.time() - _TORN_AGE
-    for directory in (paths.tocs, paths.documents, paths.packs, *paths.bootstraps.glob("*")):
+    whole = (paths.root, paths.tocs, paths.documents, paths.packs, paths.signatures, paths.seen)
+    for directory in (*whole, *paths.proofs.glob("*"), *paths.bootstraps.glob("*")):
         for file in directory.glob(f"{TORN}*"):
             with suppress(FileNotFoundError):
                 if os.lstat(file).st_mtime < old:

@@ -17,7 +17,7 @@ STARTING, STANDBY, SERVING, ENDING = "starting", "standby", "serving", "ending"
 
 # Unanswered pings, one a second, until a daemon is given up. Counted in pings and not in time: a keeper that
 # was kept from running itself, by load or since the machine slept, counts none.
-STOPPED_PINGS = 2
+STOPPED_PINGS = 1
 """It was stopped (SIGSTOP)."""
 HUNG_PINGS = 10
 """It does nothing at all."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, daemon_in_use, ensure_daemon
 from lazyfs.mount.images import mount_view, mount_writable, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
+from lazyfs.mount.syscalls import unmount
 from lazyfs.stores import open_store, parse_reference
 from tests.daemon.processes import PATIENCE, daemons, end, keepers, kill
 from tests.registry import needs_registry, run_registry
@@ -60,6 +62,62 @@ def test_a_node_that_was_killed_as_a_whole(mounted: Mounted, tmp_path: Path) -> 
     assert list(mounted.paths.mounts.iterdir()) == []
     assert not torn.exists()
     assert not mounted.paths.socket.exists()
+
+
+def _kill_daemon(mounted: Mounted) -> None:
+    end([mounted.pid()])
+
+
+def _kill_keeper(mounted: Mounted) -> None:
+    end(keepers(mounted.paths))
+
+
+def _kill_node(mounted: Mounted) -> None:
+    kill(mounted.paths)
+
+
+def _reboot(mounted: Mounted) -> None:
+    """It leaves the files, and nothing else."""
+    kill(mounted.paths)
+    for place in (mounted.target, mounted.target.with_name("overlay"), mounted.paths.root):
+        for entry in reversed(list_mounts(place)):
+            unmount(entry.target, detach=True)
+
+
+@pytest.mark.parametrize("stop", [_kill_daemon, _kill_keeper, _kill_node, _reboot])
+def test_nothing_is_left_of_any_unclean_stop(
+    mounted: Mounted, tmp_path: Path, stop: Callable[[Mounted], None]
+) -> None:
+    paths, overlay = mounted.paths, tmp_path / "overlay"
+    overlay.mkdir()
+    mount_writable(paths, mounted.image, overlay, paths.mounts / "rw-0123456789ab")
+    stop(mounted)
+    torn = [
+        directory / ".new-abc.1"
+        for directory in (paths.root, paths.tocs, paths.seen, paths.signatures, paths.proofs / "right")
+    ]
+    for file in torn:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.utime(file, (0, 0))
+    doctor(paths, "--repair")
+    assert find_leftovers(paths) == []
+    assert not any(file.exists() for file in torn)
+    serves = stop in (_kill_daemon, _kill_keeper)
+    assert len(keepers(paths)) == len(daemons(paths)) == int(serves)
+    if serves:
+        assert mounted.read() == CONTENT
+        unmount_image(paths, overlay)
+    else:
+        assert [list_mounts(place) for place in (paths.root, mounted.target, overlay)] == [[], [], []]
+        assert list(paths.mounts.iterdir()) == []
+    # And all works again.
+    again = tmp_path / "again"
+    again.mkdir()
+    with daemon_in_use(paths) as client:
+        mount_view(paths, client.open_image(str(mounted.image["reference"])), again)
+    assert (again / "big").read_bytes() == CONTENT
+    unmount_image(paths, again)
 
 
 def test_a_daemon_without_keeper(mounted: Mounted) -> None:
