@@ -117,8 +117,11 @@ def _torn_files(paths: NodePaths) -> Iterator[Leftover]:
 
 
 def _remove_file(paths: NodePaths, file: Path) -> None:
-    """In a directory of the daemon's account, which must not lead root to another."""
+    """In the root, or in a directory of the daemon's account, which must not lead root to another."""
     with suppress(OSError):
+        if file.parent == paths.root:
+            file.unlink()
+            return
         directory = open_beneath(
             paths.root, file.parent.relative_to(paths.root), os.O_RDONLY | os.O_DIRECTORY
         )

@@ -43,6 +43,7 @@ def test_killed_again_and_again(mounted: Mounted, tmp_path: Path) -> None:
     assert (outcome.errors, outcome.wrong) == ([], 0)
     assert outcome.kills == 10
     assert outcome.reads > 100
+    assert KeeperClient(mounted.paths).status()["restarts"] >= 10
 
 
 def test_a_read_that_a_killed_daemon_had_taken_is_answered(mounted: Mounted) -> None:
@@ -99,6 +100,7 @@ def test_the_store_is_gone_when_the_next_daemon_comes(
             assert os.pread(file.fileno(), 4096, 0) == CONTENT[:4096]
             with pytest.raises(OSError, match=r"Input/output|No such file"):
                 os.pread(file.fileno(), 4096, 5 << 20)
+            assert any("sha256:" in each for each in DaemonClient(paths).status()["recent_failures"])
         finally:
             hidden.rename(layout)
         assert mounted.read() == CONTENT

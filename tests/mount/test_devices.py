@@ -328,6 +328,7 @@ def test_a_kernel_that_repeats_no_requests(temp_root: Path) -> None:
         said, complaint = reader.communicate(timeout=20)
         assert said == pattern(9, 0, PAGE) or b"error" in complaint or b"abort" in complaint
         assert read(path, 0, SIZE) == pattern(9, 0, SIZE)
+        assert any("this kernel repeats no requests" in line for line in servers[1].log_lines())
     finally:
         os.close(kept)
         servers[-1].close()

@@ -293,7 +293,9 @@ def test_a_disk_that_takes_half_a_chunk(rig: Make, monkeypatch: pytest.MonkeyPat
     assert each.device.peek(0, 512) is None
 
 
-def test_a_disk_that_does_not_give_back_costs_no_read(rig: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_give_back_costs_no_read(
+    rig: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     each = rig()
     assert each.is_right()
     with monkeypatch.context() as patched:
@@ -302,6 +304,7 @@ def test_a_disk_that_does_not_give_back_costs_no_read(rig: Make, monkeypatch: py
         assert each.device.peek(0, 512) is None
         assert each.is_right(100, 3 * KIB)
         assert each.is_right(50 * KIB, 100 * KIB)
+    assert "reading the cache failed" in caplog.text
     assert each.is_right()
 
 

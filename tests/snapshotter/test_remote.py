@@ -214,6 +214,7 @@ def test_a_registry_that_is_silent_or_away(service: Service, app: str, images: P
     began = time.monotonic()
     assert service.stop() == 0
     assert time.monotonic() - began < 15.0
+    assert "containerd downloads it" in service.log.read_text()
 
 
 @pytest.fixture(scope="module")
