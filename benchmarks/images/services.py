@@ -10,54 +10,53 @@ from benchmarks.images.recipe import INSTALL, PATH, Busybox, Debootstrap, GoProg
 _DEBIAN = Debootstrap("bookworm")
 _LITTLE = {"Env": [PATH, "LANG=C.UTF-8"], "WorkingDir": "/srv/app"}
 
-_NODE = Recipe(
-    name="node",
-    base=_DEBIAN,
-    scripts=(
-        f"{INSTALL} nodejs",
-        """
-mkdir /srv/app
-cat >/srv/app/server.js <<'END'
-const http = require("http");
+
+def _debian(name: str, *scripts: str, **config: str | list[str]) -> Recipe:
+    """Packages on Debian's base, and what runs there."""
+    return Recipe(name=name, base=_DEBIAN, scripts=scripts, config={**_LITTLE, **config})
+
+
+def _app(file: str, text: str) -> str:
+    """The script that writes a program into the directory of the application."""
+    return f"\nmkdir /srv/app\ncat >/srv/app/{file} <<'END'\n{text}END\n"
+
+
+_NODE = _debian(
+    "node",
+    f"{INSTALL} nodejs",
+    _app(
+        "server.js",
+        """const http = require("http");
 http.createServer((request, answer) => answer.end("hello from node\\n")).listen(18080, "127.0.0.1");
-END
 """,
     ),
-    config={**_LITTLE, "Entrypoint": ["node", "/srv/app/server.js"]},
+    Entrypoint=["node", "/srv/app/server.js"],
 )
 
-_NGINX = Recipe(
-    name="nginx",
-    base=_DEBIAN,
-    scripts=(
-        f"{INSTALL} nginx-light",
-        """
+_NGINX = _debian(
+    "nginx",
+    f"{INSTALL} nginx-light",
+    """
 cat >/etc/nginx/sites-enabled/default <<'END'
 server { listen 127.0.0.1:18081; root /var/www/html; index index.nginx-debian.html; }
 END
 """,
-    ),
-    config={**_LITTLE, "WorkingDir": "/", "Entrypoint": ["nginx", "-g", "daemon off;"]},
+    WorkingDir="/",
+    Entrypoint=["nginx", "-g", "daemon off;"],
 )
 
-_REDIS = Recipe(
-    name="redis",
-    base=_DEBIAN,
-    scripts=(f"{INSTALL} redis-server redis-tools",),
-    config={
-        **_LITTLE,
-        "WorkingDir": "/tmp",
-        "Entrypoint": ["redis-server", "--port", "18082", "--bind", "127.0.0.1", "--save", ""],
-    },
+_REDIS = _debian(
+    "redis",
+    f"{INSTALL} redis-server redis-tools",
+    WorkingDir="/tmp",
+    Entrypoint=["redis-server", "--port", "18082", "--bind", "127.0.0.1", "--save", ""],
 )
 
 # Ready when a query is answered: the client is part of the image, and of what is read.
-_POSTGRES = Recipe(
-    name="postgres",
-    base=_DEBIAN,
-    scripts=(
-        f"{INSTALL} postgresql-15",
-        """
+_POSTGRES = _debian(
+    "postgres",
+    f"{INSTALL} postgresql-15",
+    """
 rm -rf /var/lib/postgresql/15
 mkdir -p /srv/app /srv/data
 chown postgres: /srv/data
@@ -72,16 +71,14 @@ wait
 END
 chmod 755 /srv/app/start
 """,
-    ),
-    config={**_LITTLE, "User": "postgres", "Entrypoint": ["/srv/app/start"]},
+    User="postgres",
+    Entrypoint=["/srv/app/start"],
 )
 
-_JAVA = Recipe(
-    name="java",
-    base=_DEBIAN,
-    scripts=(
-        f"mkdir -p /usr/share/man/man1; {INSTALL} openjdk-17-jre-headless",
-        f"""
+_JAVA = _debian(
+    "java",
+    f"mkdir -p /usr/share/man/man1; {INSTALL} openjdk-17-jre-headless",
+    f"""
 mkdir /srv/app
 cat >/srv/app/Hello.java <<'END'
 import com.sun.net.httpserver.HttpServer;
@@ -104,19 +101,15 @@ END
 javac -d /srv/app /srv/app/Hello.java
 apt-get purge -yq openjdk-17-jdk-headless
 """,
-    ),
-    config={**_LITTLE, "Entrypoint": ["java", "-cp", "/srv/app", "Hello"]},
+    Entrypoint=["java", "-cp", "/srv/app", "Hello"],
 )
 
-_DJANGO = Recipe(
-    name="django",
-    base=_DEBIAN,
-    scripts=(
-        f"{INSTALL} python3-django",
-        """
-mkdir /srv/app
-cat >/srv/app/site.py <<'END'
-import sys
+_DJANGO = _debian(
+    "django",
+    f"{INSTALL} python3-django",
+    _app(
+        "site.py",
+        """import sys
 
 from django.conf import settings
 from django.core.management import execute_from_command_line
@@ -138,32 +131,24 @@ def first_page(request):
 
 urlpatterns = [path("", first_page)]
 execute_from_command_line([sys.argv[0], "runserver", "--noreload", "127.0.0.1:18085"])
-END
 """,
     ),
-    config={**_LITTLE, "Entrypoint": ["python3", "/srv/app/site.py"]},
+    Entrypoint=["python3", "/srv/app/site.py"],
 )
 
-_GCC = Recipe(
-    name="gcc",
-    base=_DEBIAN,
-    scripts=(
-        f"{INSTALL} gcc libc6-dev",
-        """
-mkdir /srv/app
-cat >/srv/app/hello.c <<'END'
-#include <stdio.h>
+_GCC = _debian(
+    "gcc",
+    f"{INSTALL} gcc libc6-dev",
+    _app(
+        "hello.c",
+        """#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 int main(void) { puts("ready"); return 0; }
-END
 """,
     ),
-    config={
-        **_LITTLE,
-        "Entrypoint": ["sh", "-c", "gcc -O2 -o /tmp/hello /srv/app/hello.c && exec /tmp/hello"],
-    },
+    Entrypoint=["sh", "-c", "gcc -O2 -o /tmp/hello /srv/app/hello.c && exec /tmp/hello"],
 )
 
 _GO = Recipe(
