@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 # Part of every key: raise it when this package makes something else of the same recipe.
 _VERSION = 1
+_KEY_LENGTH = 16
 
 _DEBOOTSTRAP = """
 debootstrap --variant=minbase --force-check-gpg --cache-dir="$CACHE/debs" "$SUITE" fs "$MIRROR"
@@ -107,7 +108,7 @@ def _key(recipe: Recipe, scripts: int, *, with_config: bool = False) -> str:
         parts.append("flat")
     if with_config:
         parts += [recipe.name, json.dumps(dict(recipe.config), sort_keys=True)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _layer_keys(recipe: Recipe) -> list[str]:
@@ -260,7 +261,9 @@ class _Build:
         """Remove what older versions of the recipes left."""
         alive = {key for recipe in RECIPES.values() for key in _layer_keys(recipe)}
         stale = [path for path in self._layers.iterdir() if path.name not in alive]
-        stale += [path for path in self._cache.glob(f"{self._recipe.name}-*") if path != directory]
+        # Not those of a recipe whose name begins with this one's.
+        images = self._cache.glob(f"{self._recipe.name}-" + "[0-9a-f]" * _KEY_LENGTH)
+        stale += [path for path in images if path != directory]
         for path in stale:
             _discard(path)
 

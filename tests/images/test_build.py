@@ -99,3 +99,11 @@ def test_a_failing_script_is_one_line_that_names_the_log(tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
     assert "the reason" in (tmp_path / "build.log").read_text()
     assert list(tmp_path.glob("failing-*")) == []
+
+
+def test_a_build_removes_older_ones_of_its_image_alone(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    other = ensure(Recipe("app-upgraded", Busybox(), (), {}), cache)
+    old = ensure(Recipe("app", Busybox(), (), {}), cache)
+    new = ensure(Recipe("app", Busybox(), (), {"WorkingDir": "/srv"}), cache)
+    assert [each.layout.exists() for each in (other, old, new)] == [True, False, True]
