@@ -195,6 +195,7 @@ def _open(path: Path) -> sqlite3.Connection:
             # Inode 1 is the directory.
             first = "INSERT INTO sqlite_sequence VALUES ('layers', 1);"
             database.executescript(f"BEGIN; {_SCHEMA} {first} PRAGMA user_version = {VERSION}; COMMIT;")
+        # Not quick_check: the index of TOCs must bear the numbers of devices out, by which the kernel reads.
         elif database.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("the database is damaged")
     except BaseException:
