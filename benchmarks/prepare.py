@@ -18,6 +18,7 @@ from benchmarks.process import FailedError
 from benchmarks.report import CACHE
 from benchmarks.suite import PLAN, STARGZ
 from benchmarks.workloads import SUITE
+from lazyfs.errors import LazyfsError
 
 _SHOWN = 1.0
 
@@ -28,7 +29,7 @@ def prepare(cache: Path) -> None:
         began = time.monotonic()
         try:
             build()
-        except (BuildError, FailedError) as error:
+        except (BuildError, FailedError, LazyfsError) as error:
             sys.stderr.write(f"{name}: {error}\n")
         if (seconds := time.monotonic() - began) > _SHOWN:
             sys.stderr.write(f"{name}: built in {seconds:.0f} s\n")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.bench.page import page, write_page
+from benchmarks.parts import PARTS
+from benchmarks.report import Measured, Report, Row
+from benchmarks.whole import write_whole
+from lazyfs.bench.page import page
 from lazyfs.bench.pictures import bytes_over_time, cumulative
 from lazyfs.draw.svg import THEME
 
@@ -52,11 +55,21 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("report") / "report.html"
+    """That of `make bench`: goals and figures before the starts."""
+    directory = tmp_path_factory.mktemp("report")
     results = made_up(images=("app:1.0", ODD_NAME))
     results.failures.append("link 1gbit,2ms is off by 9%: the machine is too busy, or too slow for it")
-    write_page(results, file)
-    return file
+    results.write(directory / "starts.json")
+    rows = [
+        Row("numpy, 1gbit,2ms: lazyfs-pack", 0.4, "s", 0.3),
+        Row(ODD_NAME, 1e9, "MB/s", 2e9, at_least=True),
+    ]
+    parts = {
+        "starts": Measured("2026-01-01 00:00", 600.0, 0.5, "", rows),
+        "scale": Measured("2026-01-01 00:10", 1.0, 0.5, f"FailedError: {ODD_NAME}", []),
+    }
+    write_whole(Report(parts), PARTS, directory)
+    return directory / "report.html"
 
 
 @needs_browser
