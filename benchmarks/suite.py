@@ -10,6 +10,7 @@ kept after each, however it ends.
 """
 
 import argparse
+import math
 import secrets
 import statistics
 import sys
@@ -68,13 +69,20 @@ LEFT_OUT = (
 )
 
 
-def run(plan: Sequence[Turn], cache: Path, output: Path) -> Results:
-    """Results of all workloads that could be measured; LazyfsError where there is none."""
+def run(plan: Sequence[Turn], cache: Path, output: Path, seconds: float = math.inf) -> Results:
+    """Results of all workloads that could be measured; LazyfsError where there is none.
+
+    No turn begins when so many seconds have passed; what is not measured then is told.
+    """
+    ends = time.monotonic() + seconds
     done: list[Results] = []
     failures: list[str] = []
     seed = secrets.randbelow(1 << 32)
     for number, turn in enumerate(plan):
         began = time.monotonic()
+        if began > ends:
+            failures.append(f"{turn.workload}, {', '.join(turn.links)}: no time was left for it")
+            continue
         try:
             found = _measured(turn, cache, seed)
         except (BuildError, FailedError, LazyfsError) as error:

@@ -67,6 +67,11 @@ def test_a_workload_that_fails_is_told_and_the_others_are_kept(
     suite.write(found, tmp_path / "results")
     assert read_results(tmp_path / "results" / "starts.json") == found
     assert "failed: go: did not get ready" in (tmp_path / "results" / "starts.md").read_text()
+    in_time = suite.run([turn("numpy")], tmp_path, tmp_path / "starts.json", seconds=60)
+    assert not in_time.failures
+    with pytest.raises(LazyfsError) as caught:
+        suite.run([turn("numpy")], tmp_path, tmp_path / "starts.json", seconds=-1)
+    assert caught.value.hint == "numpy, 1gbit,2ms: no time was left for it"
     with pytest.raises(LazyfsError, match="no workload"):
         suite.run([turn("go")], tmp_path, tmp_path / "starts.json")
 
