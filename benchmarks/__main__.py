@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.bars import MINUTES
 from benchmarks.parts import PARTS, ROWS
 from benchmarks.prepare import prepare
 from benchmarks.report import LEFT_OUT, Measured, Report, read_report
@@ -24,7 +25,6 @@ from benchmarks.whole import table_of_plan, write_whole
 from lazyfs.bench.enclosure import run_enclosed, scratch
 from lazyfs.errors import LazyfsError, NodeError
 
-MINUTES = 25.0
 _MOST = 3
 _LEAST_SECONDS = 120
 _SCRATCH = Path("/var/tmp")
