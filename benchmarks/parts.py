@@ -60,6 +60,8 @@ KILLS = 10
 SNAPSHOTTER_ROUNDS = 50
 
 ROWS = "rows.json"
+STARTS = "starts"
+"""The part whose figures are results of `lazyfs bench`."""
 
 Measure = Callable[[Path, Path], Iterable[Row]]
 """(cache of input images, file for the figures) -> rows of the table."""
@@ -168,7 +170,7 @@ def _footprint(_: Path) -> list[footprint.Footprint]:
 
 PARTS: Mapping[str, Part] = {
     "links": Part(15, "the simulated links prove their rate and delay", _kept(_links, link.rows)),
-    "starts": Part(650, "cold starts of the suite's images", _starts, suite.LEFT_OUT),
+    STARTS: Part(650, "cold starts of the suite's images", _starts, suite.LEFT_OUT),
     "launch_packs": Part(
         10,
         "the size of a launch pack",

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks import bars, readme
-from benchmarks.parts import Part
+from benchmarks.parts import STARTS, Part
 from benchmarks.report import LEFT_OUT, Report, markdown
 from lazyfs.bench.page import table, write_page
 from lazyfs.bench.results import Results, read_results
@@ -23,7 +23,7 @@ def write_whole(report: Report, parts: Mapping[str, Part], directory: Path) -> s
     results = read_results(starts) if starts.exists() else None
     (directory / "report.md").write_text("\n".join(_lines(report, parts, results)) + "\n")
     if results is not None:
-        write_page(results, directory / "report.html", "".join(_html(report, parts)))
+        write_page(results, directory / "report.html", "".join(_html(report, parts, results)))
     if directory.resolve() == DEFAULT:
         readme.write(_ROOT / "docs" / "benchmarks.md", "bars", f"{when(report)}\n\n{bars.markdown(report)}")
         if results is not None:
@@ -61,7 +61,7 @@ def _lines(report: Report, parts: Mapping[str, Part], results: Results | None) -
     yield ""
     yield "| part | planned | took | load before | |"
     yield "|---|---|---|---|---|"
-    for cells in _parts(report, parts):
+    for cells in _parts(report, parts, results):
         yield f"| {' | '.join(cells)} |"
     for name, part in report.parts.items():
         if part.rows:
@@ -72,14 +72,16 @@ def _lines(report: Report, parts: Mapping[str, Part], results: Results | None) -
         yield starts_markdown(results)
 
 
-def _parts(report: Report, parts: Mapping[str, Part]) -> Iterator[tuple[str, ...]]:
+def _parts(report: Report, parts: Mapping[str, Part], results: Results | None) -> Iterator[tuple[str, ...]]:
     """What was planned, what it took, and what is missing."""
     for name, part in parts.items():
         done = report.parts.get(name)
         if done is None:
             yield name, f"{part.seconds} s", "", "", "not measured"
             continue
-        told = [f"**failed**: {done.failed}"] if done.failed else []
+        failures = [done.failed] if done.failed else []
+        failures += results.failures if results is not None and name == STARTS else []
+        told = [f"**failed**: {'; '.join(failures)}"] if failures else []
         if done.failed.startswith(LEFT_OUT):
             told = [done.failed]
         elif part.left_out:
@@ -87,7 +89,7 @@ def _parts(report: Report, parts: Mapping[str, Part]) -> Iterator[tuple[str, ...
         yield name, f"{part.seconds} s", f"{done.seconds:.0f} s", f"{done.load:.1f}", "; ".join(told)
 
 
-def _html(report: Report, parts: Mapping[str, Part]) -> Iterator[str]:
+def _html(report: Report, parts: Mapping[str, Part], results: Results) -> Iterator[str]:
     """What stands before the pictures of the starts."""
     yield "<h2>Goals and figures</h2>"
     yield f'<p class="about">{escape(when(report))}</p>'
@@ -97,7 +99,7 @@ def _html(report: Report, parts: Mapping[str, Part]) -> Iterator[str]:
     yield "<h2>Parts of the measurement</h2>"
     yield table(
         ("part", "planned", "took", "load before", ""),
-        [[_plain(cell) for cell in row] for row in _parts(report, parts)],
+        [[_plain(cell) for cell in row] for row in _parts(report, parts, results)],
     )
     for name, part in report.parts.items():
         if part.rows:

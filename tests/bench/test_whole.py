@@ -70,13 +70,22 @@ def test_every_bar_names_a_row_that_a_part_can_have() -> None:
 
 
 def test_a_report_of_all_tells_what_failed_and_what_is_missing(tmp_path: Path) -> None:
-    report = Report({"dedup": measured(Row("a", 1.5, "s", 2.0)), "scale": measured(failed="no <room>")})
-    made_up(images=("numpy",)).write(tmp_path / "starts.json")
+    report = Report(
+        {
+            "starts": measured(),
+            "dedup": measured(Row("a", 1.5, "s", 2.0)),
+            "scale": measured(failed="no <room>"),
+        }
+    )
+    results = made_up(images=("numpy",))
+    results.failures.append("go: did not get ready")
+    results.write(tmp_path / "starts.json")
     write_whole(report, PARTS, tmp_path)
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     assert when(report) in text
     assert f"| dedup | {PARTS['dedup'].seconds} s | 12 s | 0.5 |  |" in text
     assert "**failed**: no <room>" in text
+    assert "**failed**: go: did not get ready" in text
     assert "| growth |" in text
     assert "| not measured |" in text
     assert "### numpy, 1gbit,2ms" in text
