@@ -226,7 +226,30 @@ class LayerFiles:
 
     def _write(self, offset: int, plain: bytes) -> None:
         with self._files.open(self._data) as descriptor:
+            self._check_size(descriptor)
             write_all(descriptor, plain, offset)
+            self._check_size(descriptor)
+
+    def _check_size(self, descriptor: int) -> None:
+        """Where somebody has cut the data file, nothing of it counts any more, nor what is being written now.
+
+        What is behind the cut is read short until something is written there, and as zeros then. As with `drop` the
+        marks go first, durably, then the generation rises, then there are zeros.
+        """
+        if os.fstat(descriptor).st_size >= self.chunks.device_size:
+            return
+        with self._lock:
+            if os.fstat(descriptor).st_size >= self.chunks.device_size:
+                return
+            log.error("%s was cut by somebody else; what was there is fetched again", self._data)
+            self._map.write(0, bytes(len(self._map.states)))
+            self._map.sync()
+            if self._syncing is not None:
+                self._syncing[:] = False
+            self._map = self._new_map(self.directory)
+            self._generation += 1
+            self._map.load()
+            os.ftruncate(descriptor, self.chunks.device_size)
 
     def _mark_written(self, home: UnitMap, first: int, stop: int, index: int) -> None:
         with self._lock:

@@ -10,7 +10,9 @@ import pytest
 
 from lazyfs.config import boot_id
 from lazyfs.formats.chunks import UNIT_SIZE
+from lazyfs.node import cache_layer
 from lazyfs.node.cache import LayerCache
+from lazyfs.node.cache_files import write_all
 from lazyfs.node.cache_map import DURABLE, HEADER_SIZE, UnitMap
 from lazyfs.node.cache_surroundings import Surroundings
 
@@ -65,6 +67,37 @@ def test_a_data_file_of_another_size_is_made_anew(directory: Path, layer: Layer)
         assert present(cache) == [False] * 3
         assert (directory / "data").stat().st_size == len(layer.device)
         cache.close()
+
+
+@pytest.mark.parametrize("size", [0, 512, 110 * KIB])
+@pytest.mark.parametrize("moment", ["before", "amid"])
+def test_a_data_file_that_is_cut_while_it_is_written_to_shows_no_zeros(
+    directory: Path, layer: Layer, size: int, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written behind the cut makes a hole of what was between."""
+    cache = filled(directory, layer)
+    cache.flush()
+
+    def cut_and_write(descriptor: int, data: bytes, offset: int) -> None:
+        os.truncate(directory / "data", size)
+        write_all(descriptor, data, offset)
+
+    if moment == "before":
+        os.truncate(directory / "data", size)
+    with monkeypatch.context() as patched:
+        if moment == "amid":
+            patched.setattr(cache_layer, "write_all", cut_and_write)
+        cache.put(1, layer.plain(1))
+    assert present(cache) == [False] * 3
+    assert (directory / "data").stat().st_size == len(layer.device)
+    # Nor does a mark survive that a crash would leave.
+    crashed = LayerCache(directory, layer.chunks, NEXT_BOOT)
+    assert present(crashed) == [False] * 3
+    crashed.close()
+    for index in range(3):
+        cache.put(index, layer.plain(index))
+    assert cache.read(0, len(layer.device)) == layer.device
+    cache.close()
 
 
 def test_old_marks_never_speak_of_a_new_data_file(
