@@ -2,9 +2,10 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -13,11 +14,13 @@ from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import LazyfsError
 from tests.faults import RESET, FaultServer, Reply, Seen
 from tests.registry import BASIC, PASSWORD, USER, write_auth
+from tests.waiting import wait_until
 
 from .faces import BUCKET, TAG, Script, bucket_face, registry_face
 from .processes import MakePaths, daemons, keepers
 
 pytestmark = pytest.mark.root
+T = TypeVar("T")
 
 TOKEN, SIGNATURE, HEADER = "t0ken-of-the-tests", "s1gnature-of-the-tests", "h3ader-of-the-tests"
 S3_KEY, S3_SESSION = "s3-secret-of-the-tests", "s3-session-of-the-tests"
@@ -97,6 +100,19 @@ class Registry:
 FAULTS = [Reply(401), Reply(403), Reply(400), Reply(500), Reply(200), RESET]
 
 
+def in_the_end(work: Callable[[], T]) -> T:
+    """What it gives. A busy machine may need longer than the deadline of these nodes, so it is tried again."""
+    given: list[T] = []
+
+    def try_it() -> bool:
+        with suppress(LazyfsError, OSError):
+            given.append(work())
+        return bool(given)
+
+    wait_until(try_it)
+    return given[0]
+
+
 def read_all(paths: NodePaths, reference: str) -> list[bytes]:
     client = ensure_daemon(paths)
     image = client.open_image(reference, fill=False)
@@ -149,7 +165,7 @@ def test_of_a_registry_with_tokens_and_signed_addresses(
         fail(paths, reference, errors)
         write_auth(tmp_path / "auth.json", server.host)
         registry.fault, registry.known = None, SECRETS
-        opened = ensure_daemon(paths).open_image(reference, fill=False)
+        opened = in_the_end(lambda: ensure_daemon(paths).open_image(reference, fill=False))
         for fault in FAULTS:
             registry.fault = fault
             fail(paths, reference, errors)
@@ -158,7 +174,7 @@ def test_of_a_registry_with_tokens_and_signed_addresses(
                     Path(device).read_bytes()
         registry.fault = None
         ensure_daemon(paths).ask("POST /v1/cache/prune", {"size": 0})
-        assert all(map(len, read_all(paths, reference)))
+        assert all(map(len, in_the_end(lambda: read_all(paths, reference))))
         assert any(seen.headers.get("authorization") == BASIC for seen in server.seen)
         assert any(SIGNATURE in seen.target for seen in registry.storage.seen)
         assert any(seen.headers.get("x-header") == HEADER for seen in server.seen)
@@ -181,7 +197,7 @@ def test_of_a_bucket(node_at: MakePaths, made: Path, tmp_path: Path, monkeypatch
 
     with FaultServer(script) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        opened = ensure_daemon(paths).open_image(reference, fill=False)
+        opened = in_the_end(lambda: ensure_daemon(paths).open_image(reference, fill=False))
         for status in (401, 403, 400, 500):
             fault[:] = [status]
             fail(paths, reference, errors)
@@ -189,7 +205,7 @@ def test_of_a_bucket(node_at: MakePaths, made: Path, tmp_path: Path, monkeypatch
                 with suppress(OSError):
                     Path(device).read_bytes()
         fault.clear()
-        assert all(map(len, read_all(paths, reference)))
+        assert all(map(len, in_the_end(lambda: read_all(paths, reference))))
         assert any(S3_SESSION in seen.headers.get("x-amz-security-token", "") for seen in server.seen)
         assert len(ensure_daemon(paths).status()["recent_failures"]) > 1
         check(paths, errors)
