@@ -169,7 +169,7 @@ def _footprint(_: Path) -> list[footprint.Footprint]:
 
 
 PARTS: Mapping[str, Part] = {
-    "links": Part(15, "the simulated links prove their rate and delay", _kept(_links, link.rows)),
+    "links": Part(20, "the simulated links prove their rate and delay", _kept(_links, link.rows)),
     STARTS: Part(650, "cold starts of the suite's images", _starts, suite.LEFT_OUT),
     "launch_packs": Part(
         10,

@@ -40,6 +40,7 @@ READS = {False: 200_000, True: 5_000}
 _IMAGE = "gcc"
 _FUNCTIONS = 400
 _LAST = 200  # characters
+_BLOCK = 4096
 _ROUNDS = 20
 """In which a file is read in order when it is warm: once takes a few milliseconds."""
 BARS = {
@@ -91,7 +92,7 @@ def _actions(roots: Mapping[str, Path]) -> Iterator[tuple[str, Action, bool]]:
     many = random.Random(1).choices(files, k=OPENS)
     for cold in (False, True):
         state = "cold" if cold else "warm"
-        at_random = ["--rw=randread", "--bs=4k", "--norandommap", f"--number_ios={READS[cold]}"]
+        at_random = ["--rw=randread", "--bs=4k", "--norandommap", f"--io_size={READS[cold] * _BLOCK}"]
         in_order = ["--rw=read", "--bs=1M", f"--loops={1 if cold else _ROUNDS}"]
         yield f"10,000 opens, {state}", partial(_timed, lambda root: _open(root, many)), cold
         yield f"random reads, {state}", partial(_fio, largest, at_random), cold

@@ -91,6 +91,7 @@ def _parts(report: Report, parts: Mapping[str, Part], results: Results | None) -
 
 def _html(report: Report, parts: Mapping[str, Part], results: Results) -> Iterator[str]:
     """What stands before the pictures of the starts."""
+    yield "<h1>What was measured</h1>"
     yield "<h2>Goals and figures</h2>"
     yield f'<p class="about">{escape(when(report))}</p>'
     for topic, rows in bars.tables(report):
