@@ -20,6 +20,7 @@ from benchmarks.demo import drop_page_cache
 from benchmarks.link import Link, parse_link
 from benchmarks.node import TAG, convert_recipe, lazyfs, running_node
 from benchmarks.process import FailedError
+from lazyfs.bench.cold import in_peace, undisturbed
 
 RECORDED = Path(__file__).with_name("stable.json")
 MOST = 1.25
@@ -72,6 +73,10 @@ def read_recorded() -> dict[str, Counts]:
 
 
 def _start(root: Path, layout: Path) -> Counts:
+    return in_peace(lambda: _start_once(root, layout))
+
+
+def _start_once(root: Path, layout: Path) -> Counts:
     with (
         serve_layout(layout, _NAME) as server,
         Link(parse_link("loopback"), server) as link,
@@ -81,7 +86,8 @@ def _start(root: Path, layout: Path) -> Counts:
         io = Path(f"/proc/{client.status()['pid']}/io")
         before, calls = client.status()["device_reads"], _calls(io)
         command = [*lazyfs(root), "run", "--no-fill", f"docker://{link.address}/{_NAME}:{TAG}"]
-        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+        with undisturbed():
+            done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
         if done.returncode or not done.stdout.startswith(b"ready"):
             raise FailedError(f"the demo image did not get ready: {done.stderr[-300:]!r}")
         counts = link.counts()

@@ -3,16 +3,21 @@
 import ctypes
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lazyfs.errors import NodeError
+
+T = TypeVar("T")
 
 _SYS_CACHESTAT = 451
 _DROP = Path("/proc/sys/vm/drop_caches")
 _COUNTERS = Path("/proc/vmstat")
+_MOST_DISTURBED = 9
+"""Starts in a row that do not count, since somebody else was in their way."""
 _PIECE = 1 << 20
 _MOST = 0.01
 """Of the bytes on the disk: pages that somebody else uses at the moment."""
@@ -96,6 +101,16 @@ def undisturbed() -> Iterator[None]:
             "somebody else emptied the page cache during the start",
             hint="measure when nobody else does on this machine",
         )
+
+
+def in_peace(measure: Callable[[], T], tell: Callable[[str], object] = lambda _: None) -> T:
+    """What is measured, made once more where somebody was in the way of it: a few times in a row."""
+    for _ in range(_MOST_DISTURBED):
+        try:
+            return measure()
+        except DisturbedError as error:
+            tell(f"{error.message}: once more")
+    return measure()
 
 
 def _drops() -> int:

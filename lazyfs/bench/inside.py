@@ -6,25 +6,24 @@ ways are compared round by round. The results are written after each round: what
 
 import random
 import sys
+from functools import partial
 from pathlib import Path
 
 from lazyfs.bench import subjects
-from lazyfs.bench.cold import DisturbedError
+from lazyfs.bench.cold import in_peace
 from lazyfs.bench.engine import engine_version
 from lazyfs.bench.link import LinkSpec, parse_link
 from lazyfs.bench.link_proof import prove
 from lazyfs.bench.plan import Plan, Subject
 from lazyfs.bench.registry import serve_layout
 from lazyfs.bench.results import Measured, Results, this_machine, trace_key
-from lazyfs.bench.starts import REPOSITORY, Served, Start, Trace, measure
-from lazyfs.bench.ways import PACKED, Way
+from lazyfs.bench.starts import REPOSITORY, Served, Trace, measure
+from lazyfs.bench.ways import PACKED
 from lazyfs.errors import LazyfsError
 
 _PROOFS = 5
 _MOST_FAILED = 3
 """Starts of an image, then it is left: one that fails is told, and the others of its round still count."""
-_MOST_DISTURBED = 4
-"""Starts in a row that do not count, since somebody else was in their way; the next one is told as failed."""
 MOST_OFF = 0.03
 """Of its rate, and of its round trip, that a link may be off."""
 
@@ -68,7 +67,10 @@ def _measure_image(plan: Plan, subject: Subject, links: list[LinkSpec], results:
             for place, (spec, way) in enumerate(turns):
                 what = f"{subject.name}, {spec.name}, {way.name}, {number + 1} of {plan.runs}"
                 try:
-                    start, trace = _undisturbed(plan, served, spec, way, (number, place))
+                    start, trace = in_peace(
+                        partial(measure, plan.scratch, served, spec, way, (number, place)),
+                        lambda words, what=what: _tell(f"{what}: {words}"),  # type: ignore[misc]
+                    )
                 except LazyfsError as error:
                     failed += 1
                     if failed >= _MOST_FAILED:
@@ -80,18 +82,6 @@ def _measure_image(plan: Plan, subject: Subject, links: list[LinkSpec], results:
                 _tell(f"{what}: {start.seconds:.2f} s, {start.down / 1e6:.1f} MB")
             _keep_traces(results, subject.name, traces)
             results.write(plan.output)
-
-
-def _undisturbed(
-    plan: Plan, served: Served, spec: LinkSpec, way: Way, place: tuple[int, int]
-) -> tuple[Start, Trace]:
-    """A start that nobody else was in the way of, of a few."""
-    for _ in range(_MOST_DISTURBED):
-        try:
-            return measure(plan.scratch, served, spec, way, place)
-        except DisturbedError as error:
-            _tell(f"{served.name}, {spec.name}, {way.name}: {error.message}: once more")
-    return measure(plan.scratch, served, spec, way, place)
 
 
 def _note_failure(results: Results, what: str, error: LazyfsError) -> None:

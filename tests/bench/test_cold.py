@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.bench import cold
-from lazyfs.bench.cold import DisturbedError, undisturbed
+from lazyfs.bench.cold import DisturbedError, in_peace, undisturbed
 from lazyfs.errors import NodeError
 
 pytestmark = pytest.mark.root
@@ -53,6 +53,26 @@ def test_what_somebody_else_drops_is_noticed(tmp_path: Path, monkeypatch: pytest
         counters.write_text("nr_dirty 6\ndrop_pagecache 7\ndrop_slab 10\n")
     with pytest.raises(DisturbedError, match="emptied the page cache"), undisturbed():
         counters.write_text("nr_dirty 6\ndrop_pagecache 8\ndrop_slab 10\n")
+
+
+def test_who_was_disturbed_measures_once_more() -> None:
+    said: list[str] = []
+
+    def measure() -> int:
+        if len(said) < 2:
+            raise DisturbedError("in the way")
+        return 7
+
+    assert in_peace(measure, said.append) == 7
+    assert said == ["in the way: once more"] * 2
+
+
+def test_who_is_always_disturbed_gives_up() -> None:
+    def measure() -> int:
+        raise DisturbedError("in the way")
+
+    with pytest.raises(DisturbedError):
+        in_peace(measure)
 
 
 def test_the_kernel_counts_it() -> None:
