@@ -187,7 +187,7 @@ def rows(checked: Sequence[Checked], scaled: Sequence[Scaled]) -> list[Row]:
         off = abs(each.simulated / each.real - 1)
         made.append(
             Row(
-                f"{each.nodes} nodes at once, {each.way}: the simulation is off by",
+                f"{each.nodes} {'node' if each.nodes == 1 else 'nodes at once'}, {each.way}: the simulation is off by",
                 off * 100,
                 "%",
                 _OFF * 100,
