@@ -43,7 +43,8 @@ def _lines(results: Results) -> Iterator[str]:
 
 
 def _table(results: Results, image: str, link: str) -> Iterator[str]:
-    yield f"| | to ready, s | of {results.runs} | {' | '.join(PHASES)} | MB | requests | CPU, s | memory, MB |"
+    most = max(len(results.of(image, link, way)) for way in results.way_names)
+    yield f"| | to ready, s | of {most} | {' | '.join(PHASES)} | MB | requests | CPU, s | memory, MB |"
     yield "|---|" + "---|" * (6 + len(PHASES))
     for way in results.way_names:
         starts = results.of(image, link, way)
