@@ -48,8 +48,8 @@ bench: setup-bench ## measure against what people use now, 25 minutes (ARGS=--re
 bench-quick: setup-bench ## three images, started by lazyfs and by containerd's overlayfs, in three minutes
 	@$(PYTHON_BIN) -m benchmarks.suite --quick
 
-kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (half an hour)
-	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000
+kill: setup-test ## kill the daemon 1,000 times under readers that check every byte (ARGS="--mount-mode tree", or "--how stop")
+	@$(PYTHON_BIN) -m benchmarks.kill_daemon --kills 1000 $(ARGS)
 
 fuzz: setup-test ## feed each parser a million inputs that are nearly right, over all runs (hours; ARGS="--seconds 3600 --only tar")
 	@nice -n 19 $(PYTHON_BIN) -m tests.fuzz $(ARGS)
