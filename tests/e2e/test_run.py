@@ -1,6 +1,7 @@
 """`lazyfs run`: what the image wants is done, what the container says is heard, and nothing is left."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -136,11 +137,11 @@ def test_timeline(node: Node, demo: str, tmp_path: Path) -> None:
     shapes = [element.tag.rpartition("}")[2] for element in root.iter()]
     assert shapes.count("rect") > 50
     words = " ".join(element.text or "" for element in root.iter())
-    assert "fetches" in words
-    assert "0 fetches" not in words
+    assert re.search(r"\b[1-9]\d* fetches", words)
     # Of what is here already nothing is fetched, and that can be drawn as well.
     succeed(node.run("--no-fill", "--timeline", picture, demo))
-    assert "0 fetches, 0 B;" in " ".join(element.text or "" for element in ET.parse(picture).iter())
+    words = " ".join(element.text or "" for element in ET.parse(picture).iter())
+    assert re.search(r"\b0 fetches, 0 B;", words)
 
 
 def test_signals_are_forwarded(node: Node, small: str) -> None:
