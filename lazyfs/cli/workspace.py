@@ -9,7 +9,9 @@ A directory that can be locked belongs to nobody any more.
 
 import fcntl
 import os
+import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ from lazyfs.mount.images import unmount_below
 _PREFIX = "run-"
 _GUARD_PATIENCE = 5.0
 _PAUSE = 0.01
+_FLAGS, _PF_EXITING = 5, 4
+"""Of proc_pid_stat(5): which field behind the state, and a bit of it."""
 
 
 @contextmanager
@@ -98,7 +102,15 @@ def _lock_of_the_dead(directory: Path) -> int | None:
 
 
 def _owner_lives(directory: Path) -> bool:
-    return Path("/proc", directory.name.split("-")[1]).exists()
+    """Not who has been killed and only ends yet, or is a zombie since nobody has waited for it."""
+    process = Path("/proc", directory.name.split("-")[1])
+    try:
+        pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)$", (process / "status").read_text(), re.MULTILINE)
+        state, *fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    is_killed = pending is not None and int(pending[1], 16) & 1 << (signal.SIGKILL - 1)
+    return state not in "ZX" and not is_killed and not int(fields[_FLAGS]) & _PF_EXITING
 
 
 def _try_lock(directory: Path) -> int | None:
