@@ -83,10 +83,7 @@ class Starts:
         words = [command] if command else [*image.config.entrypoint, *image.config.cmd]
         if words and self._launches.enabled:
             entry = Entry(words[0], image.config.env, image.config.working_dir or "/")
-            parts = [
-                EntryLayer(each.toc.tree, each.fetcher, each.device.beneath, each.cache.chunks)
-                for each in layers
-            ]
+            parts = [EntryLayer(each.toc.tree, each.fetcher, each.cache) for each in layers]
             self._entries.start(key, parts, entry)
 
     def settled(self) -> list[str]:

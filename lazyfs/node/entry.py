@@ -17,13 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lazyfs.errors import LazyfsError
-from lazyfs.formats.chunks import ChunkTable
 from lazyfs.formats.elf import elf_needs
 from lazyfs.formats.image_paths import Lookup, extents
 from lazyfs.formats.image_tree import ImageTree, merge
 from lazyfs.formats.toc_types import Tree
+from lazyfs.node.cache import LayerCache
 from lazyfs.node.crew import Lane
-from lazyfs.node.device import RandomAccess
 from lazyfs.node.fetch import Fetcher
 
 log = logging.getLogger(__name__)
@@ -51,8 +50,7 @@ class EntryLayer:
 
     tree: Tree
     fetcher: Fetcher
-    device: RandomAccess
-    chunks: ChunkTable
+    cache: LayerCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +89,9 @@ def fetch_entry(
         for inode in fresh:
             for layer, start, length in _parts(tree, inode):
                 left -= length
-                chunks = layers[layer].chunks.covering(start, length)
-                stored += sum(layers[layer].chunks.blob_length[chunks.start : chunks.stop].tolist())
+                table = layers[layer].cache.chunks
+                chunks = table.covering(start, length)
+                stored += sum(table.blob_length[chunks.start : chunks.stop].tolist())
                 coming += layers[layer].fetcher.ahead(chunks, Lane.PREFETCH)
         wait(coming, max(0.0, ends - time.monotonic()))
         took = time.monotonic() - began
@@ -159,7 +158,7 @@ def _content(tree: ImageTree, layers: Sequence[EntryLayer], inode: int) -> bytes
     """What is here of the beginning of a file; no hole of a sparse file is made up."""
     pieces: list[bytes] = []
     for layer, start, length in _parts(tree, inode):
-        piece = layers[layer].device.peek(start, length)
+        piece = layers[layer].cache.read(start, length)
         if piece is None:
             break
         pieces.append(piece)

@@ -64,9 +64,7 @@ def content(each: OpenNode, opened: list[int], path: bytes) -> bytes | None:
     tree = merge([layers[inode].toc.tree for inode in opened])
     inode = Lookup(tree).regular_file(path)
     assert inode is not None
-    pieces = [
-        layers[opened[part.layer]].device.peek(part.start, part.length) for part in extents(tree, inode)
-    ]
+    pieces = [layers[opened[part.layer]].cache.read(part.start, part.length) for part in extents(tree, inode)]
     return None if None in pieces else b"".join(piece for piece in pieces if piece is not None)
 
 
