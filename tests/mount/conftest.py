@@ -18,6 +18,8 @@ from lazyfs.mount.syscalls import unmount
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0
+_TOO_LATE = "fuse_read(): fuse_reply_* failed with No such file or directory"
+"""What the kernel read ahead, and wants no more when the mount goes."""
 
 
 class DeviceServer:
@@ -36,7 +38,7 @@ class DeviceServer:
         devices: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.target = target
-        self.expected: list[str] = []
+        self.expected = [_TOO_LATE]
         self._log = log
         if descriptor is None:
             target.mkdir(exist_ok=True)

@@ -159,7 +159,7 @@ def test_the_kernel_is_told_how_to_read(server: DeviceServer) -> None:
 
 
 def test_a_failure_is_an_error_and_is_tried_anew(server: DeviceServer) -> None:
-    server.expected = ["device flaky: the store does not answer", "device flaky: the blob is gone"]
+    server.expected += ["device flaky: the store does not answer", "device flaky: the blob is gone"]
     path = server.add("flaky", size=SIZE, seed=3, parts=[(0, MIB, "failing")])
     for _ in range(2):
         before = server.do("requests", name="flaky")
@@ -179,7 +179,7 @@ def test_a_failure_is_an_error_and_is_tried_anew(server: DeviceServer) -> None:
 
 @pytest.mark.parametrize("state", ["short", "long", "crashing"])
 def test_a_faulty_device_never_gives_wrong_bytes(server: DeviceServer, state: str) -> None:
-    server.expected = ["device faulty: ", "Traceback", "  ", "ZeroDivisionError: a mistake in the program"]
+    server.expected += ["device faulty: ", "Traceback", "  ", "ZeroDivisionError: a mistake in the program"]
     path = server.add("faulty", size=SIZE, seed=4, parts=[(MIB, SIZE, state)])
     with pytest.raises(OSError) as caught:
         read(path, MIB + 10, 3 * PAGE)
@@ -190,7 +190,7 @@ def test_a_faulty_device_never_gives_wrong_bytes(server: DeviceServer, state: st
 
 def test_a_mistake_in_the_program_ends_nothing(server: DeviceServer) -> None:
     """The loop that answers all readers goes on: else the next daemon would be asked the same, and the one after it."""
-    server.expected = ["lookup", "Traceback", "  ", "ZeroDivisionError: a mistake in the program"]
+    server.expected += ["lookup", "Traceback", "  ", "ZeroDivisionError: a mistake in the program"]
     path = server.add("right", size=SIZE, seed=4)
     server.do("add_broken_tree", base=view_base("0123456789ab"), name="broken")
     with pytest.raises(OSError) as caught:

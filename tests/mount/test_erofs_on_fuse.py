@@ -154,7 +154,7 @@ def test_a_container_has_its_rights_on_the_overlay(
 def test_a_failing_store_is_an_error_in_the_container(
     server: DeviceServer, image: Path, temp_root: Path
 ) -> None:
-    server.expected = ["the store does not answer"]
+    server.expected += ["the store does not answer"]
     size = (image / "device").stat().st_size
     shown = show(server, image, temp_root / "shown", [(0, size, "failing")])
     assert (shown / "link").readlink() == Path("large")
