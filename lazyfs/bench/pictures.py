@@ -102,9 +102,9 @@ def cumulative(trips: Sequence[Trip]) -> list[tuple[float, float]]:
 
 
 def _share(trip: Trip, moment: float) -> float:
-    if moment >= trip.ended:
-        return 1.0
-    return max(0.0, (moment - trip.began) / (trip.ended - trip.began))
+    if moment <= trip.began:
+        return 0.0
+    return min(1.0, (moment - trip.began) / (trip.ended - trip.began)) if trip.ended > trip.began else 1.0
 
 
 def colour_of(results: Results, way: str) -> str:

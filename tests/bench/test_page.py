@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,5 +121,13 @@ def test_bytes_over_time_end_with_all_of_them() -> None:
     trips = trace("lazyfs").trips
     points = cumulative(trips)
     assert points[0][1] == 0
+    assert points[-1][1] == sum(trip.size for trip in trips)
+    assert [y for _, y in points] == sorted(y for _, y in points)
+
+
+def test_a_request_that_took_no_time_is_drawn() -> None:
+    first, *others = trace("lazyfs").trips
+    trips = [replace(first, ended=first.began), *others]
+    points = cumulative(trips)
     assert points[-1][1] == sum(trip.size for trip in trips)
     assert [y for _, y in points] == sorted(y for _, y in points)
