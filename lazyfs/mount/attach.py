@@ -118,6 +118,10 @@ async def _patient_session_loop(*arguments: object) -> None:
             return await _session_loop(*arguments)
         except BlockingIOError:
             log.debug("a request was taken back before it was read")
+        except ConnectionAbortedError:
+            # What a queue of our own may end with when the mount goes, instead of ENODEV.
+            log.debug("the connection was aborted")
+            return None
 
 
 pyfuse3._session_loop = _patient_session_loop  # type: ignore[attr-defined]

@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lazyfs.mount import attach
 from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB, open_and_mount
 from lazyfs.mount.image_files import view_base
 from lazyfs.mount.mountinfo import mount_at
@@ -325,6 +327,8 @@ def test_a_kernel_that_repeats_no_requests(temp_root: Path) -> None:
         servers[0].kill()
         devices = [{"inode": 10, "name": "plain", "size": SIZE, "seed": 9}]
         servers.append(DeviceServer(target, temp_root / "second.log", kept, old=True, devices=devices))
+        # libfuse's word for how its queue may end when the mount goes.
+        servers[1].expected += ["fuse: reading device: Software caused connection abort"]
         said, complaint = reader.communicate(timeout=20)
         assert said == pattern(9, 0, PAGE) or b"error" in complaint or b"abort" in complaint
         assert read(path, 0, SIZE) == pattern(9, 0, SIZE)
@@ -343,3 +347,11 @@ def test_no_mount_without_root(temp_root: Path) -> None:
     )
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--securebits=+noroot"]
     subprocess.run([*drop, sys.executable, "-c", script, str(temp_root)], check=True, timeout=60)
+
+
+def test_a_connection_that_is_aborted_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def aborted() -> None:
+        raise OSError(errno.ECONNABORTED, "fuse_session_receive_buf failed")
+
+    monkeypatch.setattr(attach, "_session_loop", aborted)
+    trio.run(attach._patient_session_loop)
