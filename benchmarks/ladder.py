@@ -7,7 +7,6 @@ and a start, `python3 -c 'import numpy'` with the tree as its root directory. *C
 *warm* right after. The order changes from run to run; figures are medians.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from benchmarks import tree_speed
 from benchmarks.images import RECIPES, ensure
 from benchmarks.node import TAG, convert_recipe, lazyfs, running_node
-from benchmarks.report import Row, write_json
+from benchmarks.report import Row, conclude, parser
 from benchmarks.unpack import image_layers, unpack
 from lazyfs.config import NodePaths
 from lazyfs.mount.ladder import look
@@ -43,16 +42,12 @@ class Cost:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/images"))
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args()
+    options = parser("benchmarks.ladder", __doc__)
+    options.add_argument("--runs", type=int, default=RUNS)
+    arguments = options.parse_args()
     found = measure(arguments.cache, arguments.runs)
     print(table(found))
-    if arguments.json:
-        write_json(arguments.json, found)
-    return 0
+    return conclude(arguments, found, rows(found))
 
 
 def measure(cache: Path, runs: int = RUNS) -> list[Cost]:
