@@ -23,21 +23,27 @@ MakePaths = Callable[[Path], NodePaths]
 
 def daemons(paths: NodePaths) -> list[int]:
     """The processes that are daemons of this root."""
-    return _running(paths, b"lazyfs.daemon")
+    return running(paths.root, "lazyfs.daemon")
 
 
 def keepers(paths: NodePaths) -> list[int]:
-    return _running(paths, b"lazyfs.keeper")
+    return running(paths.root, "lazyfs.keeper")
 
 
-def _running(paths: NodePaths, module: bytes) -> list[int]:
-    found = []
+def running(root: Path, module: str) -> list[int]:
+    """The processes that run this module for this root; not what one of them is about to start.
+
+    A child shows the command line of its parent until it has become another program, as the daemon's does that
+    looks for a library while it imports.
+    """
+    found: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if module in words and os.fsencode(paths.root) in words:
-                found.append(int(process.name))
-    return found
+            if module.encode() in words and os.fsencode(root) in words:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                found[int(process.name)] = int(fields[1])
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def kill(paths: NodePaths) -> None:

@@ -19,7 +19,7 @@ from lazyfs.mount.images import mount_view, unmount_image
 from lazyfs.mount.mountinfo import list_mounts
 from tests.waiting import wait_until
 
-from .processes import PATIENCE, daemons, end, ensure_elsewhere, keepers, kill, open_made
+from .processes import PATIENCE, daemons, end, ensure_elsewhere, keepers, kill, open_made, running
 
 pytestmark = pytest.mark.root
 
@@ -37,6 +37,18 @@ def test_start_and_end(paths: NodePaths) -> None:
     assert not paths.socket.exists()
     with pytest.raises(NotFoundError, match="no daemon runs"):
         client.shutdown()
+
+
+def test_a_child_that_is_no_program_yet_is_no_daemon(paths: NodePaths) -> None:
+    """What the tests take for daemons: a child shows its parent's command line until it becomes another program."""
+    fork = "import os; child = os.fork(); print(os.getpid(), flush=True); os.read(0, 1); child and os.wait()"
+    command = [sys.executable, "-c", fork, "lazyfs.daemon", str(paths.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        both = {int(parent.stdout.readline()), int(parent.stdout.readline())}
+        assert parent.pid in both
+        assert running(paths.root, "lazyfs.daemon") == [parent.pid]
+        parent.communicate()
 
 
 def test_many_start_it_at_once(paths: NodePaths) -> None:

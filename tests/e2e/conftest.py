@@ -18,6 +18,7 @@ from benchmarks.images import RECIPES, BuiltImage, ensure
 from lazyfs.mount.ladder import AUTO, MODES
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
+from tests.daemon.processes import end, running
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -120,19 +121,8 @@ class Node:
 
     def kill(self) -> None:
         """Keeper and daemon: what is mounted is dead then."""
-        for module in (b"lazyfs.keeper", b"lazyfs.daemon"):
-            for pid in self._running(module):
-                os.kill(pid, signal.SIGKILL)
-                wait_until(lambda pid=pid: not is_running(pid), "its end")  # type: ignore[misc]
-
-    def _running(self, module: bytes) -> list[int]:
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                if module in words and os.fsencode(self.root) in words:
-                    found.append(int(process.name))
-        return found
+        for module in ("lazyfs.keeper", "lazyfs.daemon"):
+            end(running(self.root, module))
 
     def mounts(self) -> list[str]:
         return [str(entry.target.relative_to(self.root)) for entry in list_mounts(self.root)]
