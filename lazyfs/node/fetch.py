@@ -97,7 +97,9 @@ class Fetcher:
         self._start(runs)
         waiting = tuple(flight.index for flight in joined if not flight.future.done())
         if waiting:
-            self._engine.watch.at(now + self._engine.patience(), lambda: self._look(waiting, now))
+            # A store that was slow so far is given more patience, but never more than a read has time.
+            first_look = min(self._engine.patience(), self._engine.timeout + _GRACE)
+            self._engine.watch.at(now + first_look, lambda: self._look(waiting, now))
         return joined
 
     def ahead(self, indexes: Iterable[int], lane: Lane) -> "list[Future[bytes]]":
