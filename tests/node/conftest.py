@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import IntegrityError
+from lazyfs.node import engine as engine_module
 from lazyfs.node.cache import LayerCache
 from lazyfs.node.device import LayerDevice
 from lazyfs.node.engine import TIMEOUT, Engine
@@ -51,8 +52,12 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
-    """Makes one from the arguments of `Layer`; `boot` names the kernel that the cache is opened under."""
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+    """Makes one from the arguments of `Layer`; `boot` names the kernel that the cache is opened under.
+
+    Nothing is asked for a second time unless it `hedges`: on a busy machine any answer may be late, and requests are
+    counted.
+    """
     opened: list[Rig] = []
 
     def make(
@@ -61,7 +66,10 @@ def rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         *,
         boot: bytes = BOOT,
         timeout: float = TIMEOUT,
+        hedges: bool = False,
     ) -> Rig:
+        if not hedges:
+            monkeypatch.setattr(engine_module, "_HEDGE_AFTER", 2 * PATIENCE)
         layer = Layer(lengths or [40 * KIB] * 8, gaps)
         store, timeline = FakeStore(layer.blob), Timeline()
         directory = tmp_path / TOC_NAME

@@ -244,7 +244,7 @@ def test_no_room_for_a_new_cache(
     cache.put(1, layer.plain(1))
     assert present(cache) == [False, True, False]
     cache.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
 
 
 def units_of(layer: Layer, index: int) -> list[bytes]:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from lazyfs.node import cache_directory, cache_layer
 from lazyfs.node.cache_directory import CacheDirectory
+from lazyfs.node.cache_room import best
 from lazyfs.node.cache_settings import Limit
 from lazyfs.node.cache_store import NodeCache
 
@@ -26,7 +28,8 @@ def test_layers_are_shared_out_by_weight(node: Nodes) -> None:
         cache.open(name(number), layer.chunks)
     counts = [len(directory.names()) for directory in cache.directories]
     assert sum(counts) == 200
-    assert 75 <= counts[1] <= 125
+    chosen = Counter(best(name(number), cache.directories).path for number in range(200))
+    assert counts == [chosen[directory.path] for directory in cache.directories]
     cache.close()
     again = node(PLENTY, PLENTY, PLENTY, weights=(9, 1, 1))
     for number in range(200):
@@ -34,15 +37,35 @@ def test_layers_are_shared_out_by_weight(node: Nodes) -> None:
     assert [len(directory.names()) for directory in again.directories] == counts
 
 
+def test_each_disk_gets_its_share() -> None:
+    """Of 2,000 layers; which of them depends on the disks' paths."""
+    disks = [
+        CacheDirectory(Path(f"/disk{number}"), PLENTY, weight) for number, weight in enumerate((1, 2, 1))
+    ]
+    counts = Counter(best(name(number), disks).path.name for number in range(2000))
+    assert 450 <= counts["disk0"] <= 550
+    assert 950 <= counts["disk1"] <= 1050
+
+
+def on_each(cache: NodeCache, count: int) -> list[str]:
+    """Names of so many layers for each of the disks, whose paths decide which those are."""
+    names = list(map(name, range(1000)))
+    return [
+        each
+        for directory in cache.directories
+        for each in [at for at in names if best(at, cache.directories) is directory][:count]
+    ]
+
+
 def test_a_disk_that_is_lost_costs_its_contents_and_nothing_else(node: Nodes) -> None:
     cache = node(PLENTY, PLENTY)
     layers = [Layer([64 * KIB] * 4, seed=number) for number in range(8)]
-    caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
+    caches = [cache.open(at, layer.chunks) for at, layer in zip(on_each(cache, 4), layers, strict=True)]
     for each, layer in zip(caches, layers, strict=True):
         fill(each, layer)
     bad = cache.directories[0].path
     there = [each.directory.parent == bad for each in caches]
-    assert 0 < sum(there) < 8
+    assert sum(there) == 4
     shutil.rmtree(bad)
     cache.files.close()
     for each, layer, was_there in zip(caches, layers, there, strict=True):
@@ -61,7 +84,7 @@ def test_a_disk_that_comes_back_is_used_again(node: Nodes, monkeypatch: pytest.M
     cache = node(Limit(share=0.5), PLENTY)
     first, second = cache.directories
     layers = [Layer([64 * KIB] * 2, seed=number) for number in range(8)]
-    caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
+    caches = [cache.open(at, layer.chunks) for at, layer in zip(on_each(cache, 4), layers, strict=True)]
     moved = [each for each in caches if each.directory.parent == first.path]
     away = first.path.rename(first.path.with_name("away"))
     cache.files.close()
@@ -97,7 +120,7 @@ def test_a_disk_that_fails_is_left_alone(node: Nodes, monkeypatch: pytest.Monkey
         return pwrite(descriptor, data, offset)
 
     layers = [Layer([64 * KIB] * 2, seed=number) for number in range(8)]
-    caches = [cache.open(name(number), layer.chunks) for number, layer in enumerate(layers)]
+    caches = [cache.open(at, layer.chunks) for at, layer in zip(on_each(cache, 4), layers, strict=True)]
     assert cache.directories[0].names()
     monkeypatch.setattr(os, "pwrite", failing)
     for each, layer in zip(caches, layers, strict=True):

@@ -1,5 +1,6 @@
 """What the fetch engine owes to time: chunks at once, urgent ones first, and an end to each read."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import IntegrityError, StoreError
+from lazyfs.node import fetch
 from lazyfs.node.budget import Budget
 from lazyfs.node.crew import Crew, Lane
 from lazyfs.node.touched import PAGE, Touched
@@ -85,7 +87,8 @@ def test_what_overtakes_and_fails_is_an_error_at_once(rig: Make) -> None:
         gate.set()
 
 
-def test_filling_makes_way(rig: Make) -> None:
+def test_filling_makes_way(rig: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_HURRY_SECONDS", PATIENCE)
     each = rig([40 * KIB] * 20)
     gate = threading.Event()
     second = each.layer.frame_span(1)[0]
@@ -114,7 +117,7 @@ def test_a_reader_who_waits_for_what_is_being_filled_gets_it(rig: Make) -> None:
 
 
 def test_a_store_that_says_nothing_is_an_error_in_time_and_the_next_read_tries_anew(rig: Make) -> None:
-    each = rig([40 * KIB] * 3, timeout=0.3)
+    each = rig([40 * KIB] * 3, timeout=0.3, hedges=True)
     silent = threading.Event()
     each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
     began = time.monotonic()
@@ -127,8 +130,18 @@ def test_a_store_that_says_nothing_is_an_error_in_time_and_the_next_read_tries_a
     silent.set()
 
 
+def test_a_read_ends_in_time_however_slow_the_store_was_before(rig: Make) -> None:
+    each = rig([40 * KIB] * 3, timeout=0.3)
+    each.engine.answered(1000.0)
+    silent = threading.Event()
+    each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
+    with pytest.raises(StoreError, match="no answer within"):
+        each.device.request(0, 100).result(PATIENCE)
+    silent.set()
+
+
 def test_a_read_behind_threads_that_hang_ends_as_well(rig: Make) -> None:
-    each = rig([40 * KIB] * 60, [10] * 60, timeout=0.3)
+    each = rig([40 * KIB] * 60, [10] * 60, timeout=0.3, hedges=True)
     silent = threading.Event()
     each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
     answers = [each.device.request(number * 40 * KIB, 100) for number in range(60)]
@@ -139,7 +152,7 @@ def test_a_read_behind_threads_that_hang_ends_as_well(rig: Make) -> None:
 
 
 def test_a_slow_answer_is_asked_for_a_second_time(rig: Make) -> None:
-    each = rig([40 * KIB] * 4)
+    each = rig([40 * KIB] * 4, hedges=True)
     slow = threading.Event()
 
     def first_alone(offset: int, length: int) -> None:
@@ -154,7 +167,7 @@ def test_a_slow_answer_is_asked_for_a_second_time(rig: Make) -> None:
 
 
 def test_another_store_is_asked_the_second_time(rig: Make) -> None:
-    each = rig([40 * KIB] * 4)
+    each = rig([40 * KIB] * 4, hedges=True)
     slow, other = threading.Event(), FakeStore(each.layer.blob)
     each.fetcher.prefer(other.source())
     other.fault = lambda offset, length: (slow.wait(PATIENCE), None)[1]
@@ -165,7 +178,7 @@ def test_another_store_is_asked_the_second_time(rig: Make) -> None:
 
 
 def test_second_requests_are_a_small_share(rig: Make) -> None:
-    each = rig([40 * KIB] * 40, [10] * 40, timeout=1.5)
+    each = rig([40 * KIB] * 40, [10] * 40, timeout=1.5, hedges=True)
     silent = threading.Event()
     each.store.fault = lambda offset, length: (silent.wait(PATIENCE), None)[1]
     answers = [each.device.request(number * 40 * KIB, 100) for number in range(30)]
@@ -177,11 +190,11 @@ def test_second_requests_are_a_small_share(rig: Make) -> None:
 
 
 def test_a_failing_second_request_does_not_spoil_the_first(rig: Make) -> None:
-    each = rig([40 * KIB] * 4)
-    slow = threading.Event()
+    each = rig([40 * KIB] * 4, hedges=True)
+    slow, calls = threading.Event(), itertools.count()
 
     def fault(offset: int, length: int) -> None:
-        if len(each.store.reads) == 1:
+        if next(calls) == 0:
             slow.wait(PATIENCE)
         else:
             slow.set()
