@@ -18,8 +18,11 @@ from lazyfs.mount.syscalls import unmount
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0
-_TOO_LATE = "fuse_read(): fuse_reply_* failed with No such file or directory"
-"""What the kernel read ahead, and wants no more when the mount goes."""
+_TOO_LATE = tuple(
+    f"{call}(): fuse_reply_* failed with No such file or directory"
+    for call in ("fuse_read", "fuse_release", "fuse_releasedir")
+)
+"""What nobody waits for (read ahead, closed) and the kernel wants no more when the mount goes."""
 
 
 class DeviceServer:
@@ -38,7 +41,7 @@ class DeviceServer:
         devices: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.target = target
-        self.expected = [_TOO_LATE]
+        self.expected = [*_TOO_LATE]
         self._log = log
         if descriptor is None:
             target.mkdir(exist_ok=True)
