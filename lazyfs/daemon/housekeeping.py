@@ -45,8 +45,10 @@ class Housekeeper:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed.is_set():
+        while True:
             self._stirred.wait(self._longest_sleep)
+            if self._closed.is_set():
+                return
             self._begin()
             again = True
             while again:
