@@ -25,7 +25,7 @@ USE_PATIENCE = 5.0
 _MAX_RESPONSE = 64 << 20
 _MAX_LINE = 16 << 20
 _PAUSE = 0.01
-_started: list[int] = []
+_started: set[int] = set()
 """Keepers that are children of this process: not by a thread, which would take the signals of `lazyfs run`."""
 
 
@@ -78,7 +78,7 @@ class DaemonClient:
     def _look_at(self, reference: str) -> Iterator[dict[str, Any]]:
         with self._connect() as connection:
             try:
-                connection.sendall(encode("POST", "/v1/chain", locate(reference)))
+                _send(connection, encode("POST", "/v1/chain", locate(reference)))
                 with connection.makefile("rb") as answer:
                     yield from self._lines(answer)
             except OSError as error:
@@ -203,11 +203,9 @@ class DaemonClient:
         with early or self._connect() as connection:
             try:
                 if early is None:
-                    connection.sendall(request)
+                    _send(connection, request)
                 meanwhile()
                 answer = _read_all(connection)
-            except (BrokenPipeError, ConnectionResetError):
-                answer = b""
             except OSError as error:
                 raise NodeError(
                     f"the daemon of {self._paths.root} did not answer: {error}", hint=f"see {self._paths.log}"
@@ -268,13 +266,13 @@ def _nobody_mounts(paths: NodePaths) -> Iterator[None]:
 
 def _reap() -> None:
     """Leave no zombie of the keepers that were started here and have ended."""
-    for pid in _started[:]:
+    for pid in _started.copy():
         try:
             ended = os.waitpid(pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:
+        except ChildProcessError:  # another thread was quicker
             ended = True
         if ended:
-            _started.remove(pid)
+            _started.discard(pid)
 
 
 def _make_root(paths: NodePaths) -> None:
@@ -322,7 +320,7 @@ def _start(paths: NodePaths, lock: int) -> None:
         raise NodeError("the daemon ended while it started", hint=f"see {paths.log}")
     # It outlives most callers, and is waited for by one that outlives it, such as the snapshotter.
     process.returncode = 0
-    _started.append(process.pid)
+    _started.add(process.pid)
 
 
 def _look_at_kernel(paths: NodePaths) -> None:
@@ -331,14 +329,22 @@ def _look_at_kernel(paths: NodePaths) -> None:
         look(paths)
 
 
+def _send(connection: socket.socket, request: bytes) -> None:
+    """An answer may be there although nobody takes the request: a keeper without a daemon does not wait for one."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(request)
+
+
 def _read_all(connection: socket.socket) -> bytes:
+    """What came before the end of the connection, also where that is a reset."""
     pieces = []
     size = 0
-    while piece := connection.recv(1 << 16):
-        pieces.append(piece)
-        size += len(piece)
-        if size > _MAX_RESPONSE:
-            break
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MAX_RESPONSE:
+                break
     return b"".join(pieces)
 
 

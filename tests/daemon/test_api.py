@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from lazyfs.config import NodePaths
 from lazyfs.daemon import api
+from lazyfs.daemon import client as client_module
 from lazyfs.daemon.api import Call, ControlServer, Handover
-from lazyfs.daemon.client import DaemonClient, DaemonGoneError
+from lazyfs.daemon.client import DaemonClient, DaemonGoneError, _read_all
 from lazyfs.errors import BusyError, IntegrityError, LazyfsError, NodeError, NotFoundError
 from lazyfs.keeper.link import listen, short_path
+from lazyfs.keeper.refusal import refuse as refuse_one
 
 PATIENCE = 20.0
 
@@ -71,14 +73,13 @@ def connect(paths: NodePaths) -> socket.socket:
     return connection
 
 
-def exchange(paths: NodePaths, raw: bytes, *, end: bool = True) -> bytes:
+def exchange(paths: NodePaths, raw: bytes) -> bytes:
     """Everything that is answered to these bytes."""
     with connect(paths) as connection:
         answer = b""
         try:
             connection.sendall(raw)
-            if end:
-                connection.shutdown(socket.SHUT_WR)
+            connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):
                 answer += piece
         except (BrokenPipeError, ConnectionResetError):
@@ -139,14 +140,20 @@ def test_any_bytes(paths: NodePaths, server: ControlServer, raw: bytes) -> None:
         assert parse(answer)[0] in (200, 400)
 
 
-def test_a_body_that_never_comes(
-    paths: NodePaths, server: ControlServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_never_comes(paths: NodePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api._Handler, "timeout", 0.05)
-    status, values = parse(exchange(paths, post("/v1/images", b"{", "100"), end=False))
+    with listen(paths.socket, socket.SOCK_STREAM) as listener:
+        answers = []
+        for raw in (post("/v1/images", b"{", "100"), b"GET /v1/sta"):
+            with connect(paths) as connection:
+                connection.sendall(raw)  # before anybody waits for it
+                server = ControlServer(listener, CALLS)
+                answers.append(connection.makefile("rb").read())
+                server.close()
+    status, values = parse(answers[0])
     assert status == 400
     assert "ends too soon" in values["message"]
-    assert exchange(paths, b"GET /v1/sta", end=False) == b""
+    assert answers[1] == b""
 
 
 def test_answers(paths: NodePaths, server: ControlServer) -> None:
@@ -225,7 +232,7 @@ def test_end_does_not_wait_for_who_asks_nothing(paths: NodePaths) -> None:
     assert DaemonClient(paths).status()["pid"] == 1
     closing = threading.Thread(target=server.close)
     closing.start()
-    closing.join(5)
+    closing.join(PATIENCE)
     assert not closing.is_alive()
     for connection in (*connections, listener):
         connection.close()
@@ -304,6 +311,52 @@ def test_answers_that_are_none(
     with pytest.raises(expected, match=words):
         DaemonClient(paths).status()
     thread.join()
+
+
+def test_who_is_slow_to_ask_hears_why_there_is_no_daemon(
+    paths: NodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper without a daemon waits a moment for the request, then it has answered and is gone."""
+    client = DaemonClient(paths)
+    connect = client._connect
+    with listen(paths.socket, socket.SOCK_STREAM) as listener:
+
+        def answered() -> socket.socket:
+            connection = connect()
+            refuse_one(listener, NodeError("it does not start", hint="later"))
+            return connection
+
+        monkeypatch.setattr(client, "_connect", answered)
+        for ask in (client.status, lambda: next(client.look_at("oci:/x:y"))):
+            with pytest.raises(NodeError, match="it does not start") as caught:
+                ask()
+            assert caught.value.hint == "later"
+
+
+def test_an_answer_before_a_reset_counts(paths: NodePaths) -> None:
+    """Whoever ends a connection with a request in it that nobody has read resets it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"a request")
+        ours.sendall(b"an answer")
+        ours.close()
+        assert _read_all(theirs) == b"an answer"
+
+
+def test_keepers_that_have_ended_are_waited_for_by_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may come to a process that another has just waited for."""
+    monkeypatch.setattr(client_module, "_started", {1 << 30})
+    both = threading.Barrier(2)
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        both.wait(PATIENCE)
+        raise ChildProcessError
+
+    monkeypatch.setattr("os.waitpid", waitpid)
+    with ThreadPoolExecutor(2) as pool:
+        for reaping in [pool.submit(client_module._reap) for _ in range(2)]:
+            reaping.result(PATIENCE)
+    assert client_module._started == set()
 
 
 def test_a_daemon_that_does_not_answer(paths: NodePaths, monkeypatch: pytest.MonkeyPatch) -> None:
