@@ -219,6 +219,7 @@ def _end(paths: NodePaths, keeper: Keeper) -> None:
     if not kept:
         systemd.forget("fuse")
         unmount(paths.fuse, detach=True)
-    for path in (paths.socket, paths.keeper_socket):
+    # The keeper's first: whoever misses the daemon's alone starts a keeper, which gives up where one still answers.
+    for path in (paths.keeper_socket, paths.socket):
         path.unlink(missing_ok=True)
     possessions.close()
