@@ -8,11 +8,24 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from lazyfs.bench.inside import off
 from lazyfs.bench.link import Link, LinkSpec, Trip, parse_link, split_address
 from lazyfs.bench.link_proof import prove
+from lazyfs.bench.results import Measured
 from lazyfs.errors import UsageError
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(1000)
+
+
+def test_a_link_that_is_not_what_it_says() -> None:
+    link = parse_link("1gbit,2ms")
+    for rate, round_trip, expected in (
+        (1.0, 1.05, 0.0),
+        (1.0, 1.12, 0.07),
+        (0.96, 1.0, 0.04),
+        (1.0, 0.9, 0.05),
+    ):
+        assert max(0.0, off(Measured(link.name, rate, round_trip), link)) == pytest.approx(expected)
 
 
 @contextmanager
