@@ -114,11 +114,11 @@ class FaultServer:
 
     def hang_up(self) -> None:
         """End the connections that were made; new ones are taken."""
-        for connection, thread in self._open:
+        ended, self._open = self._open, []
+        for connection, thread in ended:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
-        self._open.clear()
 
     def _accept(self) -> None:
         with suppress(OSError):

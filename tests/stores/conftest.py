@@ -1,5 +1,6 @@
 """What tests of stores share: places in a bucket of a real S3 server, and registries that fail when told to."""
 
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lazyfs.stores.registry import client as client_module
+from lazyfs.stores.registry.answers import TemporaryError
 from lazyfs.stores.registry.store import RegistryStore
+from lazyfs.stores.registry.wire import Deadline
 from tests.faults import FaultServer
 from tests.s3server import S3Place, S3Server, running_server
 
@@ -71,6 +74,29 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What may pass is tried again at once."""
     monkeypatch.setattr(client_module, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(client_module, "_MAX_PAUSE", 0.05)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pause takes 6 of the 20 seconds that a request has: what fails for good does so soon, and answers that
+    come late on a busy machine come in time."""
+    pause = client_module.RegistryClient.pause
+
+    def longer(
+        self: client_module.RegistryClient, failure: TemporaryError, attempt: int, deadline: Deadline
+    ) -> None:
+        pause(self, failure, attempt, deadline)
+        deadline.ends -= 6.0
+
+    monkeypatch.setattr(client_module.RegistryClient, "pause", longer)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where connections are refused, and that nobody else can get meanwhile."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{silent.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -182,18 +182,18 @@ def test_a_helper_that_knows_nothing(home: Path, helper: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "message", "seconds"),
     [
-        ("echo 'the keyring\n is locked'; exit 7", "exit code 7"),
-        ("echo s3cret", "did not answer as it must"),
-        ('echo \'{"Username": 1, "Secret": "s3cret"}\'', "did not answer as it must"),
-        ("sleep 1000 & sleep 1000", "did not answer within"),
+        ("echo 'the keyring\n is locked'; exit 7", "exit code 7", 30.0),
+        ("echo s3cret", "did not answer as it must", 30.0),
+        ('echo \'{"Username": 1, "Secret": "s3cret"}\'', "did not answer as it must", 30.0),
+        ("sleep 1000 & sleep 1000", "did not answer within", 0.3),
     ],
 )
 def test_a_helper_that_fails(
-    home: Path, helper: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+    home: Path, helper: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str, seconds: float
 ) -> None:
-    monkeypatch.setattr(credentials_module, "_HELPER_SECONDS", 0.3)
+    monkeypatch.setattr(credentials_module, "_HELPER_SECONDS", seconds)
     answer(helper, script)
     write(home / ".docker/config.json", {}, credsStore="tests")
     with pytest.raises(StoreError, match=message) as caught:

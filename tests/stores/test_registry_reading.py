@@ -72,16 +72,16 @@ def test_redirects_in_a_circle_end(server: FaultServer, store: RegistryStore, st
     assert len(server.seen) + len(storage.seen) <= 10
 
 
-def test_a_redirect_to_a_dead_host(server: FaultServer, memory: MemoryRegistry) -> None:
-    with FaultServer(memory) as gone:
-        dead = gone.url
-    always(server, Reply(307, {"Location": f"{dead}/blob?signature=secret"}))
-    with opened(server, timeout=0.9) as store:
-        with pytest.raises(StoreError, match=f"{dead}: the connection was refused") as caught:
-            store.read(DIGEST, 0, 10)
-        assert "secret" not in caught.value.message + caught.value.hint
-        server.script = memory
-        assert store.read(DIGEST, 0, 10) == BLOB[:10]
+@pytest.mark.usefixtures("hurried")
+def test_a_redirect_to_a_dead_host(
+    server: FaultServer, store: RegistryStore, memory: MemoryRegistry, nobody: str
+) -> None:
+    always(server, Reply(307, {"Location": f"http://{nobody}/blob?signature=secret"}))
+    with pytest.raises(StoreError, match=f"http://{nobody}: the connection was refused") as caught:
+        store.read(DIGEST, 0, 10)
+    assert "secret" not in caught.value.message + caught.value.hint
+    server.script = memory
+    assert store.read(DIGEST, 0, 10) == BLOB[:10]
 
 
 # Whole blobs
@@ -167,6 +167,7 @@ def test_a_tag_that_leads_to_other_bytes_than_it_says(server: FaultServer, store
         store.resolve("v1")
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -176,18 +177,18 @@ def test_a_tag_that_leads_to_other_bytes_than_it_says(server: FaultServer, store
     ],
     ids=["short", "without a length", "chunks that end early"],
 )
-def test_half_a_document_is_none(server: FaultServer, memory: MemoryRegistry, fault: Reply) -> None:
+def test_half_a_document_is_none(
+    server: FaultServer, store: RegistryStore, memory: MemoryRegistry, fault: Reply
+) -> None:
     memory.add_sample(make_sample("a"), "v1")
     always(server, fault)
-    # On a loaded machine the third of a second may be over before the last attempt says more.
-    message = r"closed the connection|how long its answer|took too long"
-    with opened(server, timeout=0.3) as store, pytest.raises(StoreError, match=message):
+    with pytest.raises(StoreError, match=r"closed the connection|how long its answer"):
         store.resolve("v1")
     if fault.raw is None:
         server.script = memory
         at_first(server, fault)
-        with opened(server) as store:
-            assert store.resolve("v1") == make_sample("a").descriptor
+        with opened(server) as another:
+            assert another.resolve("v1") == make_sample("a").descriptor
 
 
 def test_a_document_that_is_too_large(server: FaultServer, store: RegistryStore) -> None:

@@ -14,6 +14,7 @@ from lazyfs.stores import write_blob
 from lazyfs.stores.registry import client as client_module
 from lazyfs.stores.registry import upload as upload_module
 from lazyfs.stores.registry.store import RegistryStore
+from lazyfs.stores.registry.wire import Deadline
 from tests.faults import HANG, RESET, FaultServer, Reply, Seen
 from tests.registry import BASIC, write_auth
 
@@ -214,12 +215,16 @@ def test_what_is_uploaded_elsewhere_goes_there_without_a_password(
     assert memory.blobs == {DIGEST: DATA}
 
 
-def test_a_registry_that_is_silent_in_the_middle(server: FaultServer, memory: MemoryRegistry) -> None:
+def test_a_registry_that_is_silent_in_the_middle(
+    server: FaultServer, store: RegistryStore, memory: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deadline(more: float = 0.0, *, patient: bool = False) -> Deadline:
+        """Short for a chunk alone, so that whatever else is asked for comes in time."""
+        return Deadline(0.9, 0.9) if patient else Deadline(20, 20)
+
     at(server, "PATCH", 2, lambda _: HANG)
-    with (
-        opened(server, timeout=0.9, create=True) as store,
-        pytest.raises(StoreError, match=r"in time|too long"),
-    ):
+    monkeypatch.setattr(store._client, "deadline", deadline)
+    with pytest.raises(StoreError, match=r"in time|too long"):
         write(store)
     assert (memory.blobs, memory.uploads) == ({}, {})
 
