@@ -129,16 +129,19 @@ class Images:
         self._lock = threading.Lock()
         self._looks: OrderedDict[str, _Look] = OrderedDict()
         self._showing: dict[int, threading.Lock] = {}
+        self._starting: Future[None] | None = None
 
     def start_daemon(self) -> None:
         """Begin to start it, so that the first image need not wait for it; nobody waits here."""
-        _in_background(self._start_daemon)
+        self._starting = _in_background(self._start_daemon)
 
     def stop_daemon(self) -> None:
         """End it, unless an image is still mounted: running containers keep what they have.
 
         It may wait for a registry that is silent: then it ends by itself, and is not waited for.
         """
+        if self._starting is not None:
+            self._starting.result()  # else it would begin to serve when nobody is there to end it
         try:
             _in_background(DaemonClient(self._paths).shutdown).result(STOP_SECONDS)
         except NoDaemonError:

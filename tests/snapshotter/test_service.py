@@ -14,7 +14,8 @@ from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.errors import UnsupportedError
 from snapshotter.records import Records
-from tests.daemon.processes import may_be_dumped
+from tests.daemon.processes import daemons, keepers, may_be_dumped
+from tests.waiting import wait_until
 
 from .client import Client, Service, code_of
 
@@ -39,6 +40,14 @@ def test_started_again_after_a_kill(service: Service) -> None:
     client = service.start().client()
     assert client.names() == []
     client.close()
+
+
+def test_ended_while_the_daemon_starts(service: Service) -> None:
+    """Then that ends as well, when it has started."""
+    service.start(wait=False)
+    wait_until(service.socket.exists, "its socket")
+    assert service.stop() == 0
+    wait_until(lambda: keepers(service.node) == daemons(service.node) == [], "the end of the daemon")
 
 
 def test_the_socket_is_roots_alone(service: Service) -> None:
