@@ -76,12 +76,17 @@ class FaultServer:
         self.script = script
         self.seen: list[Seen] = []
         self.connections = 0
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", 0), reuse_port=True)
         self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"http://{self.host}"
+        # Keeps the port while nobody listens, so that nobody else is given it.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._port.bind(self._socket.getsockname())
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._open: list[tuple[socket.socket, threading.Thread]] = []
+        self._opening = threading.Lock()
         self._acceptor = threading.Thread(target=self._accept)
 
     def __enter__(self) -> Self:
@@ -93,6 +98,7 @@ class FaultServer:
         self._stop_accepting()
         self._socket.close()
         self.hang_up()
+        self._port.close()
 
     def refuse(self) -> None:
         """Connections are refused from now on, and those that were made end."""
@@ -103,7 +109,7 @@ class FaultServer:
     def listen_again(self) -> None:
         """At the same address, after `refuse`."""
         name, _, port = self.host.partition(":")
-        self._socket = socket.create_server((name, int(port)))
+        self._socket = socket.create_server((name, int(port)), reuse_port=True)
         self._acceptor = threading.Thread(target=self._accept)
         self._acceptor.start()
 
@@ -114,8 +120,9 @@ class FaultServer:
 
     def hang_up(self) -> None:
         """End the connections that were made; new ones are taken."""
-        ended, self._open = self._open, []
-        for connection, thread in ended:
+        with self._opening:
+            made, self._open = self._open, []
+        for connection, thread in made:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -127,8 +134,9 @@ class FaultServer:
                 self.connections += 1
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 thread = threading.Thread(target=self._serve, args=(connection,))
-                self._open.append((connection, thread))
-                thread.start()
+                with self._opening:
+                    self._open.append((connection, thread))
+                    thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         after = "close"
