@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import randrange
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -82,9 +83,9 @@ class S3Place:
 def running_server(directory: Path) -> Iterator[S3Server]:
     minio = shutil.which("minio", path=f"{os.environ['PATH']}:{_TOOLS}")
     if minio:
-        port = free_port()
-        command = [minio, "server", "--address", f"127.0.0.1:{port}", str(directory)]
-        ready, url = "API:", f"http://127.0.0.1:{port}"
+        address = free_address()
+        command = [minio, "server", "--address", address, str(directory)]
+        ready, url = "API:", f"http://{address}"
     else:
         command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         ready, url = "Running on", ""
@@ -123,9 +124,11 @@ def _line_with(output: IO[str], text: str) -> str:
     raise AssertionError(f"the server ended: {''.join(said)}")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free_address() -> str:
+    """For a server that is told where to listen; nobody else is given the port of an address that nobody else uses."""
+    host = f"127.{randrange(1, 256)}.{randrange(256)}.{randrange(1, 255)}"
+    with socket.create_server((host, 0)) as server:
+        return f"{host}:{server.getsockname()[1]}"
 
 
 def forward(server: S3Server) -> Callable[[Seen], Reply]:

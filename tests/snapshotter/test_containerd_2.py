@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.bench.link import split_address
 from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.install.containerd import Target, plan_containerd
 from lazyfs.install.files import apply
@@ -17,7 +18,7 @@ from lazyfs.mount.syscalls import unmount
 from lazyfs.stores.node_stores import DEFAULT_LISTEN
 from tests.engines import containerd_2
 from tests.registry import Registry, needs_registry, run_registry, skopeo
-from tests.s3server import BUCKET, S3Place, free_port
+from tests.s3server import BUCKET, S3Place, free_address
 from tests.stores.conftest import s3, s3_server
 from tests.waiting import wait_until
 
@@ -140,10 +141,10 @@ def test_images_of_buckets_and_directories(
     skopeo("copy", "--src-tls-verify=false", f"docker://{app}:lazy", f"oci:{tmp_path}/layout:v1")
     copy = ["copy", f"oci:{tmp_path}/layout:v1", f"s3://{s3.location}:v1"]
     subprocess.run([sys.executable, "-m", "lazyfs.cli.main", *copy], check=True, capture_output=True)
-    listen = ("127.0.0.1", free_port())
+    listen = split_address(free_address())
     service.node.root.mkdir(parents=True)
     service.node.settings.write_text(
-        f'[stores]\nserve = ["s3://{BUCKET}", "oci:{tmp_path}"]\nlisten = "127.0.0.1:{listen[1]}"\n'
+        f'[stores]\nserve = ["s3://{BUCKET}", "oci:{tmp_path}"]\nlisten = "{listen[0]}:{listen[1]}"\n'
     )
     service.start()
     ensure_daemon(service.node).status()  # when it answers, it shows its stores as well

@@ -11,7 +11,7 @@ from lazyfs.daemon.client import DaemonClient, ensure_daemon
 from lazyfs.mount.mountinfo import list_mounts
 from tests.layouts import convert, put_image
 from tests.registry import Registry, needs_registry, run_registry, skopeo
-from tests.s3server import free_port
+from tests.s3server import free_address
 from tests.trees import Entry, layer_tar
 from tests.waiting import wait_until
 
@@ -97,7 +97,7 @@ def engine(
     pause: str,
     layout: Path,
 ) -> Iterator[Engine]:
-    address = f"127.0.0.1:{free_port()}"
+    address = free_address()
     service.node.root.mkdir(parents=True)
     service.node.settings.write_text(f'[stores]\nserve = ["oci:{layout}"]\nlisten = "{address}"\n')
     service.start()

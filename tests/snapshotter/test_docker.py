@@ -9,7 +9,7 @@ from lazyfs.daemon.client import DaemonClient
 from lazyfs.mount.mountinfo import list_mounts
 from tests.layouts import convert, put_image
 from tests.registry import Registry, needs_registry, run_registry
-from tests.s3server import free_port
+from tests.s3server import free_address
 from tests.waiting import wait_until
 
 from .client import Service
@@ -34,7 +34,7 @@ def app(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def address() -> str:
     """Where the stores of the node are shown."""
-    return f"127.0.0.1:{free_port()}"
+    return free_address()
 
 
 @pytest.fixture(scope="module")
