@@ -14,22 +14,36 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
 from lazyfs.mount.syscalls import MS_BIND, MS_RDONLY, mount
 from snapshotter.proto import mount_pb2
 from snapshotter.proto import snapshots_pb2 as pb
 from snapshotter.service import NAME
 from tests.daemon.processes import kill
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 30.0
+PROGRAM = ("-m", "snapshotter")
+PATIENT = (
+    "-c",
+    "import snapshotter.images, snapshotter.__main__ as program\n"
+    "snapshotter.images.PATIENCE = 60.0; program.main()",
+)
+"""The same, but that it lets containerd download nothing because a machine is busy."""
 _MS_REMOUNT = 32
+_BACKOFF = [
+    (f"grpc.{which}_reconnect_backoff_ms", milliseconds)
+    for which, milliseconds in (("initial", 100), ("min", 1000), ("max", 1000))
+]
 
 
 class Client:
     """The calls, each with the fields of its message."""
 
     def __init__(self, socket: Path) -> None:
-        options = [("grpc.default_authority", "localhost")]
+        # It may start just now: the first attempts come soon after another.
+        options = [("grpc.default_authority", "localhost"), *_BACKOFF]
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=options)
         grpc.channel_ready_future(self._channel).result(PATIENCE)
 
@@ -108,9 +122,7 @@ class Service:
         self.node = NodePaths(self.root / "node")
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(
-        self, *options: str, wait: bool = True, program: Sequence[str] = ("-m", "snapshotter")
-    ) -> "Service":
+    def start(self, *options: str, wait: bool = True, program: Sequence[str] = PATIENT) -> "Service":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -129,7 +141,14 @@ class Service:
             )
         if wait:
             self.client().close()
+            # Who ends the service just now would end with it who starts the daemon.
+            daemon = DaemonClient(self._node_of(options))
+            wait_until(daemon.is_running, "the daemon")
+            daemon.status()
         return self
+
+    def _node_of(self, options: Sequence[str]) -> NodePaths:
+        return NodePaths(Path(options[options.index("--node") + 1])) if "--node" in options else self.node
 
     def client(self) -> Client:
         return Client(self.socket)

@@ -20,7 +20,7 @@ pytestmark = needs_registry
 DRIVER = """
 import os, signal, sys
 from functools import partial
-import snapshotter.__main__ as program
+import snapshotter.images, snapshotter.__main__ as program
 from snapshotter.lifecycle import Snapshots
 
 step, left = sys.argv.pop(1), int(sys.argv.pop(1))
@@ -32,6 +32,7 @@ def reached(name):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
+snapshotter.images.PATIENCE = 60.0
 program.Snapshots = partial(Snapshots, reached=reached)
 program.main()
 """

@@ -27,7 +27,7 @@ from tests.registry import (
     write_auth,
 )
 
-from .client import Client, Service, code_of
+from .client import PROGRAM, Client, Service, code_of
 from .engine import layers, push, running_engine, shown
 
 pytestmark = needs_registry
@@ -203,7 +203,7 @@ def silent() -> Iterator[str]:
 
 
 def test_a_registry_that_is_silent_or_away(service: Service, app: str, images: Path, silent: str) -> None:
-    client = service.start().client()
+    client = service.start(program=PROGRAM).client()
     for host in (silent, "127.0.0.1:1"):
         offered = layers_of(images, "app-lazy", f"{host}/app:lazy")
         began = time.monotonic()

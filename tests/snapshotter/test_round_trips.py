@@ -32,6 +32,7 @@ class CountingProxy(ThreadingHTTPServer):
         self.registry = registry
         self.gate = threading.Barrier(together)
         self.asked: Counter[str] = Counter()
+        self.counting = threading.Lock()
 
     @property
     def host(self) -> str:
@@ -50,7 +51,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = answer.read()
         connection.close()
         kind = "toc" if "Range" in self.headers else self.path.split("/")[-2]
-        self.server.asked[kind] += 1
+        with self.server.counting:
+            self.server.asked[kind] += 1
         if kind == "toc":
             self.server.gate.wait(30)
         self.send_response(answer.status)
