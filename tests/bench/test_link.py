@@ -3,6 +3,7 @@
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -93,7 +94,26 @@ def spans(trip: Trip, spec: LinkSpec) -> bool:
     return trip.ended - trip.began >= spec.round_trip * 0.9
 
 
+def test_a_link_is_no_quicker_than_it_says() -> None:
+    """However busy the machine is: who is kept waiting besides only takes longer."""
+    spec, requests = parse_link("20mbit,10ms"), 500
+    left = requests * len(ANSWER)
+    least = left / spec.rate + spec.round_trip
+    with (
+        answering() as server,
+        Link(spec, server) as link,
+        socket.create_connection(split_address(link.address)) as sock,
+    ):
+        began = time.monotonic()
+        sock.sendall(b"GET / HTTP/1.1\r\n\r\n" * requests)
+        while left:
+            left -= len(sock.recv(left))
+        took = time.monotonic() - began
+    assert took >= 0.95 * least
+
+
 def test_a_link_proves_itself() -> None:
+    """How near it comes to its rate is the machine's affair, and measured by `make bench`."""
     proof = prove(parse_link("20mbit,10ms"), seconds=0.5)
-    assert 0.5 < proof.rate / proof.spec.rate < 1.05
+    assert proof.rate > 0.05 * proof.spec.rate
     assert proof.round_trip >= 0.9 * proof.spec.round_trip
