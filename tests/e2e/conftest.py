@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.images import RECIPES, BuiltImage, ensure
+from lazyfs.config import NodePaths
+from lazyfs.daemon.client import DaemonClient
 from lazyfs.mount.ladder import AUTO, MODES
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
@@ -115,9 +117,23 @@ class Node:
 
     def kill_daemon(self) -> None:
         """As the OOM killer does; its keeper starts another."""
-        pid = self.pid()
+        # By its own word: until the next one serves, the file has the one that was killed before.
+        pid = int(DaemonClient(NodePaths(self.root)).status()["pid"])
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not is_running(pid), "the daemon's end")
+
+    @contextmanager
+    def frozen(self) -> Iterator[int]:
+        """Nobody answers the kernel, nor is the daemon replaced, until the block ends; gives the daemon's number."""
+        [keeper], pid = running(self.root, "lazyfs.keeper"), self.pid()
+        try:
+            for each in (keeper, pid):
+                os.kill(each, signal.SIGSTOP)
+            yield pid
+        finally:
+            for each in (pid, keeper):
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGCONT)
 
     def kill(self) -> None:
         """Keeper and daemon: what is mounted is dead then."""

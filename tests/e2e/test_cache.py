@@ -58,7 +58,7 @@ def with_directories(node: Node, *directories: Path, limit: str = "100%") -> Non
 
 def test_show_pin_prune_verify(node: Node, small: str, truth: dict[str, str], tmp_path: Path) -> None:
     assert_error(node("cache"), 3)
-    view = node.mount(small, tmp_path / "view")
+    view = node.mount(small, tmp_path / "view", "--no-fill")
     assert_right(view, truth)
     (image,) = shown(node)["images"]
     assert 0 < image["present_bytes"] <= image["bytes"]

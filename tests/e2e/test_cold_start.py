@@ -44,7 +44,7 @@ def image_size(reference: str) -> int:
 
 def test_import_of_numpy(node: Node, demo: str) -> None:
     drop_page_cache()
-    command = ["run", *NUMPY, demo, "-c", "import numpy; print(numpy.arange(10).sum())"]
+    command = ["run", "--no-fill", *NUMPY, demo, "-c", "import numpy; print(numpy.arange(10).sum())"]
     assert succeed(node(*command)).stdout == "45\n"
     status, fetched = node.status(), fetches(node)
     assert_nothing_twice(node)

@@ -95,7 +95,7 @@ def test_flipped_bytes(
         flip(layers[layer], position, mask)
     damaged = [path.name for path, data in zip(layers, whole, strict=True) if path.read_bytes() != data]
     try:
-        result = node("mount", copied_small, view)
+        result = node("mount", "--no-fill", copied_small, view)
         if result.returncode:
             assert_error(result, 5, "TOC does not match")
         elif unreadable(view, truth):
@@ -112,7 +112,7 @@ def test_flipped_bytes(
 def test_a_damaged_blob_is_named_and_mended_without_a_restart(
     node: Node, copied_small: str, truth: dict[str, str], tmp_path: Path
 ) -> None:
-    view = node.mount(copied_small, tmp_path / "view")
+    view = node.mount(copied_small, tmp_path / "view", "--no-fill")
     middle = layers_of(copied_small)[1]
     whole = middle.read_bytes()
     middle.write_bytes(bytes(byte ^ 1 for byte in whole))
@@ -138,7 +138,7 @@ def test_a_truncated_blob(
     node: Node, copied_small: str, truth: dict[str, str], tmp_path: Path, kept: float
 ) -> None:
     """Known images are readable as far as it goes; whoever needs the TOC is told."""
-    view = node.mount(copied_small, tmp_path / "view")
+    view = node.mount(copied_small, tmp_path / "view", "--no-fill")
     middle = layers_of(copied_small)[1]
     whole = middle.read_bytes()
     os.truncate(middle, int(kept * len(whole)))
@@ -162,7 +162,7 @@ def test_a_missing_blob(node: Node, copied_small: str, truth: dict[str, str], tm
         assert_error(node(*command), 3, middle.name)
     assert_error(node.run(copied_small), 125, middle.name)
     away.rename(middle)
-    node.mount(copied_small, view)
+    node.mount(copied_small, view, "--no-fill")
     shutil.copy(middle, away)
     middle.unlink()
     assert unreadable(view, truth)
@@ -371,7 +371,7 @@ def test_digests_that_are_not_of_their_chunks(
     for name, change in {"digests": wrong_digests, "lengths": swapped_lengths}.items():
         packed = toc_module.encode(change(honest))
         reference = with_toc(layout_of(copied_small), "small", name, packed)
-        view = node.mount(reference, tmp_path / name)
+        view = node.mount(reference, tmp_path / name, "--no-fill")
         failed = unreadable(view, truth)
         assert {path for path in truth if path.startswith("bin/")} <= set(failed)
         assert "srv/app/random" not in failed

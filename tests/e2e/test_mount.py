@@ -192,14 +192,13 @@ def test_daemon_and_keeper_are_killed_while_something_is_mounted(
 def test_a_reader_that_waits_when_the_daemon_is_killed(node: Node, small: str, tmp_path: Path) -> None:
     """The daemon is stopped first, so that the read is certainly on its way."""
     view = node.mount(small, tmp_path / "view")
-    pid = node.pid()
-    os.kill(pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
-        reader = pool.submit((view / RANDOM).read_bytes)
-        waiting = Path(f"/sys/fs/fuse/connections/{fuse_connection(node)}/waiting")
-        if waiting.exists():
-            wait_until(lambda: int(waiting.read_text()) > 0, "a read that waits")
-        os.kill(pid, signal.SIGKILL)
+        with node.frozen() as pid:
+            reader = pool.submit((view / RANDOM).read_bytes)
+            waiting = Path(f"/sys/fs/fuse/connections/{fuse_connection(node)}/waiting")
+            if waiting.exists():
+                wait_until(lambda: int(waiting.read_text()) > 0, "a read that waits")
+            os.kill(pid, signal.SIGKILL)
         assert len(reader.result(PATIENCE)) == 3145728
     node.umount(view)
 
@@ -211,7 +210,7 @@ def fuse_connection(node: Node) -> str:
 
 def test_status(node: Node, small: str, tmp_path: Path) -> None:
     assert_error(node("status"), 3, "no daemon runs")
-    view = node.mount(small, tmp_path / "view")
+    view = node.mount(small, tmp_path / "view", "--no-fill")
     (view / RANDOM).read_bytes()
     status = node.status()
     assert status["pid"] == node.pid()

@@ -7,6 +7,7 @@ import subprocess
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -184,7 +185,8 @@ def test_killed_with_all_its_children(node: Node, small: str) -> None:
     assert next_line(process) == "ready"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in (*map(int, children), process.pid):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the runtime's command may end just now
+            os.kill(pid, signal.SIGKILL)
     process.wait(PATIENCE)
     succeed(node("shutdown"))
     assert node.leftovers() == []
@@ -203,6 +205,12 @@ def ended_by_another(process: subprocess.Popen[str]) -> bool:
     if process.poll() is None:
         process.terminate()
     return process.returncode is not None
+
+
+def python_was_interrupted(process: subprocess.Popen[str]) -> bool:
+    """Where SIGINT comes before it knows what program to run, Python ends as if that were not there."""
+    _, said = process.communicate()
+    return process.returncode == 1 and said.startswith(("Fatal Python error: init", "Could not import runpy"))
 
 
 def typical_time_to_ready(node: Node, small: str) -> float:
@@ -224,7 +232,8 @@ def test_signals_at_any_moment_leave_nothing(node: Node, small: str, number: sig
         process = end_somewhere(node, small, number, ready * (part + 1) / 7)
         wait_until(partial(ended_by_another, process), "its end")
         # Negative before lazyfs has made anything, and after it has undone it.
-        assert process.returncode in (5, 128 + number, 128 + signal.SIGTERM, -number, -signal.SIGTERM)
+        codes = (5, 128 + number, 128 + signal.SIGTERM, -number, -signal.SIGTERM)
+        assert process.returncode in codes or python_was_interrupted(process)
         assert node.leftovers() == []
 
 
