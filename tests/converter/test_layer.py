@@ -28,6 +28,7 @@ from lazyfs.stores import LayoutStore
 from tests.layers import convert_stream, device_bytes, inode_paths, put_layer
 from tests.referees import empty_directory
 from tests.trees import Entry, layer_tar, random_layers
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("time_limit")
 SMALL = CutRules(chunk_size=8192, large_file=4096, min_pack=2048, name_mask=3)
@@ -194,7 +195,7 @@ FAULTS: dict[str, tuple[bytes, bytes, type[LazyfsError], str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_named_and_leave_nothing(name: str, tmp_path: Path) -> None:
     stored, promised, error, what = FAULTS[name]
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     layer = Descriptor(OCI_LAYER, diff_id_of(promised), len(promised))
     with (
         LayoutStore(tmp_path / "target", create=True) as target,
@@ -205,7 +206,7 @@ def test_faults_are_named_and_leave_nothing(name: str, tmp_path: Path) -> None:
             convert_layer(source, layer, diff_id_of(STREAM), target, with_codec("zstd"))
         assert layer.digest in caught.value.message or "tar" in caught.value.message
         assert sorted((tmp_path / "target").rglob("*")) == empty
-    assert threading.enumerate() == before
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
 class FaultySource(LayoutStore):
@@ -224,7 +225,7 @@ class FaultySource(LayoutStore):
 
 
 def test_a_store_that_fails_in_the_middle(tmp_path: Path) -> None:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     layer = Descriptor(OCI_LAYER, diff_id_of(STREAM), len(STREAM))
     failure = StoreError("the connection was reset")
     with (
@@ -233,17 +234,17 @@ def test_a_store_that_fails_in_the_middle(tmp_path: Path) -> None:
         pytest.raises(StoreError, match="connection was reset"),
     ):
         convert_layer(source, layer, diff_id_of(STREAM), target, Settings())
-    assert threading.enumerate() == before
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
     assert not list((tmp_path / "target/blobs").rglob("*.*"))
 
 
 def test_a_fault_while_much_is_still_to_be_read(tmp_path: Path) -> None:
     """The reader thread stands before a full queue then."""
-    before = threading.enumerate()
+    before = set(threading.enumerate())
     stream = layer_tar([Entry(b"f"), Entry(b"f/g"), Entry(b"large", content=bytes(64 << 20))])
     with LayoutStore(tmp_path, create=True) as store, pytest.raises(BadInputError, match="not a directory"):
         convert_layer(store, put_layer(store, stream), diff_id_of(stream), store, Settings())
-    assert threading.enumerate() == before
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
 
 
 def test_what_a_node_would_refuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
