@@ -32,11 +32,17 @@ class PackStream:
         while len(self._buffer) < length:
             if self._closed:
                 raise StoreError("stopped")
-            if self._pieces is None:
+            pieces = self._pieces
+            if pieces is None:
                 self._asked = time.monotonic()
                 at = self.position + len(self._buffer)
-                self._pieces = self._store.stream(self._location.digest, at, PIECE)
-            piece = next(self._pieces, None)
+                pieces = self._pieces = self._store.stream(self._location.digest, at, PIECE)
+            try:
+                piece = next(pieces, None)
+            except ValueError as error:  # another thread is in it, to close it
+                raise StoreError("stopped") from error
+            if piece is None and self._closed:
+                raise StoreError("stopped")
             if piece is None:
                 raise IntegrityError(f"launch pack: it ends after {self.position + len(self._buffer)} bytes")
             self._answered = self._answered or time.monotonic()

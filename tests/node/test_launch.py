@@ -1,7 +1,7 @@
 """A launch pack on its way into a node: what it brings is right, in time, and a pack that lies costs bytes alone."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,8 +234,8 @@ def test_a_launch_that_is_stopped_just_before_it_is_bound(rig: Callable[..., Rig
     one.store.allow(0)
     launch = one.begin()
     launch.stop()
-    one.bind(launch)
     one.store.allow(1 << 60)
+    one.bind(launch)
     assert launch.finished.wait(PATIENCE)
     assert launch.progress.state == "refused"
     one.all_is_right()
@@ -318,6 +318,47 @@ def test_how_soon_a_stream_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.is_soon(position + 80_000, 32_000)
     assert not stream.is_soon(position + 90_000, 32_000)
     assert stream.is_soon(position + 1_000_000, 500_000)
+
+
+@pytest.mark.parametrize("moment", ["closed", "being closed"])
+def test_a_stream_that_is_stopped_just_when_more_of_it_is_taken(moment: str) -> None:
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Pack:
+        def stream(self, *_: object) -> Generator[bytes]:
+            try:
+                while True:
+                    yield bytes(4 * KIB)
+            finally:
+                closing.set()
+                go_on.wait(PATIENCE)
+
+    class JustThen(PackStream):
+        kept: Iterator[bytes] | None = None
+        closer: threading.Thread | None = None
+
+        @property
+        def _pieces(self) -> Iterator[bytes] | None:
+            kept = self.kept
+            if self.closer is not None and self.closer.ident is None:
+                self.closer.start()
+                assert closing.wait(PATIENCE)
+                if moment == "closed":
+                    go_on.set()
+                    self.closer.join()
+            return kept
+
+        @_pieces.setter
+        def _pieces(self, pieces: Iterator[bytes] | None) -> None:
+            self.kept = pieces
+
+    stream = JustThen(cast(Store, Pack()), PackLocation(PACK, 100 * KIB))
+    stream.take(4 * KIB)
+    stream.closer = threading.Thread(target=stream.close)
+    with pytest.raises(StoreError, match="stopped"):
+        stream.take(4 * KIB)
+    go_on.set()
+    stream.closer.join()
 
 
 def test_two_who_begin_at_once_begin_one_launch(
