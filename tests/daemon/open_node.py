@@ -37,6 +37,11 @@ class OpenNode:
     def devices(self, image: dict[str, Any]) -> list[bytes]:
         return [self._read(inode) for inode in image["layers"]]
 
+    def wait_kept(self) -> None:
+        """Who reads has its bytes a moment before the cache has them."""
+        for layer in self.node._layers.all():
+            layer.fetcher.wait_kept(PATIENCE)
+
     def _read(self, inode: int) -> bytes:
         device = self.table.numbered(inode)
         assert device is not None

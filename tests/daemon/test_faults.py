@@ -343,8 +343,7 @@ def test_a_cache_file_is_cut_behind_the_nodes_back(
 ) -> None:
     layers = opened(node, face, server)["layers"]
     assert [read(node, inode) for inode in layers] == right
-    for layer in node.node._layers.all():
-        layer.fetcher.wait_kept(20.0)
+    node.wait_kept()
     for data in (node.paths.root / "cache").glob("*/data"):
         os.truncate(data, min(keep, data.stat().st_size))
     assert [read(node, inode) for inode in layers] == right

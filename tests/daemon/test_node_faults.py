@@ -147,6 +147,7 @@ def test_flush_of_a_failing_disk_is_counted(
     each = make()
     image = each.open(made)
     right = each.devices(image)
+    each.wait_kept()
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync", broken)
         each.node.flush()

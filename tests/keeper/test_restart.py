@@ -52,7 +52,7 @@ def test_a_read_that_a_killed_daemon_had_taken_is_answered(mounted: Mounted) -> 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(mounted.read)
         wait_until(lambda: waiting_reads(mounted), "a read on its way")
-        os.kill(pid, signal.SIGKILL)
+        end([pid])  # unless the keeper has found it stopped
         assert reading.result(PATIENCE) == CONTENT
     assert mounted.pid() != pid
 

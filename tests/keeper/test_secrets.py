@@ -14,6 +14,7 @@ import pytest
 
 from lazyfs.config import NodePaths
 from tests.daemon.processes import PATIENCE, daemons, keepers, may_be_dumped
+from tests.faults import FaultServer, Reply
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, needs_registry, run_registry, write_auth
 from tests.waiting import wait_until
 
@@ -77,7 +78,11 @@ def test_no_secret_is_written_anywhere(
     for words in (["status"], ["doctor"], ["inspect", image], ["cache"], ["cache", "verify"]):
         lazyfs(*words)
         lazyfs(*words, "--json")
-    lazyfs("--debug", "bench", "start", "s3://bucket/app:lazy")
+    with FaultServer(lambda _: Reply(403)) as bucket, monkeypatch.context() as reached:
+        # Without the node's settings a bucket that cannot be reached is asked for half a minute.
+        reached.setenv("AWS_ENDPOINT_URL", bucket.url)
+        assert lazyfs("--debug", "bench", "start", "s3://bucket/app:lazy") != 0
+        assert bucket.seen
     lazyfs("--debug", "profile", "docker://registry.invalid/app:lazy")
     lazyfs("mount", "s3://bucket/app:lazy", tmp_path / "other")
     lazyfs("mount", "docker://registry.invalid/app:lazy", tmp_path / "other")

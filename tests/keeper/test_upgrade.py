@@ -55,7 +55,7 @@ def test_a_new_version_takes_over_under_readers(mounted: Mounted, newer: Path) -
 
     def read() -> int:
         count = 0
-        while not over.is_set():
+        while not (over.is_set() and count):
             for path in (mounted.target / "big", device):
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -106,9 +106,12 @@ def test_a_program_that_is_none(mounted: Mounted) -> None:
 
 
 def test_no_upgrade_while_a_daemon_starts(mounted: Mounted) -> None:
+    mounted.paths.settings.write_text("[cache]\nlimit = 'nonsense'\n")  # so it is at it until this goes
     end([mounted.pid()])
     with pytest.raises(BusyError, match="just starts or ends"):
         KeeperClient(mounted.paths).upgrade(sys.executable, None)
+    mounted.paths.settings.unlink()
+    assert mounted.read() == CONTENT
 
 
 def test_state_of_a_later_version_is_refused(mounted: Mounted) -> None:

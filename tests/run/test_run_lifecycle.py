@@ -144,7 +144,8 @@ def test_killed_lazyfs_leaves_nothing(node: Node) -> None:
     assert next_line(process) == "ready"
     groups = node.cgroups("stubborn")
     assert groups
-    assert len(node.processes()) >= 2
+    # A process shows no environment while it becomes another program.
+    wait_until(lambda: len(node.processes()) >= 2, "both processes")
     process.kill()
     # The fixture waits for processes, mounts and files.
     wait_until(lambda: not node.leftovers(), "nothing left")
@@ -169,7 +170,7 @@ def test_stale_container_is_cleaned_up(node: Node) -> None:
     assert cleanup_stale(node.state) == []
     kill_with_guard(node, process)
     wait_until(lambda: stale_containers(node.state) == ["stale"], "a stale container")
-    assert len(node.processes()) > 2
+    wait_until(lambda: len(node.processes()) > 2, "the processes of both")
     assert cleanup_stale(node.state) == ["stale"]
     assert [path.name for path in node.state.iterdir()] == ["living"]
     assert not any(group.exists() for group in groups)
