@@ -131,9 +131,12 @@ class DaemonClient:
         """End the node; BusyError while an image is mounted. Returns when its processes have ended."""
         if not self.is_running():
             raise self._no_daemon()
-        # A daemon that has lost its keeper gets one first, who knows what to clean up.
-        ensure_daemon(self._paths)
-        with _nobody_mounts(self._paths):
+        with locked(self._paths.use_lock, fcntl.LOCK_EX, USE_PATIENCE):
+            if not self.is_running():  # somebody else has ended it meanwhile
+                raise self._no_daemon()
+            # A daemon that has lost its keeper gets one first, who knows what to clean up.
+            ensure_daemon(self._paths)
+            _refuse_if_mounted(self._paths)
             try:
                 pid = KeeperClient(self._paths).stop()
             except NoKeeperError as error:
@@ -246,22 +249,19 @@ def ensure_daemon(paths: NodePaths) -> DaemonClient:
     return client
 
 
-@contextmanager
-def _nobody_mounts(paths: NodePaths) -> Iterator[None]:
-    """BusyError while an image of the node is mounted; inside, no command opens one to mount it."""
+def _refuse_if_mounted(paths: NodePaths) -> None:
+    """BusyError while an image of the node is mounted. With `use_lock` held no command opens one to mount it."""
     from lazyfs.mount.images import release_unused
     from lazyfs.mount.mountinfo import list_mounts
 
-    with locked(paths.use_lock, fcntl.LOCK_EX, USE_PATIENCE):
-        release_unused(paths)
-        mounted = list_mounts(paths.images)
-        if mounted:
-            one = len(mounted) == 1
-            raise BusyError(
-                f"{len(mounted)} {'image' if one else 'images'} of {paths.root} {'is' if one else 'are'} mounted",
-                hint="end their containers, or lazyfs umount DIR; `lazyfs status` lists them",
-            )
-        yield
+    release_unused(paths)
+    mounted = list_mounts(paths.images)
+    if mounted:
+        one = len(mounted) == 1
+        raise BusyError(
+            f"{len(mounted)} {'image' if one else 'images'} of {paths.root} {'is' if one else 'are'} mounted",
+            hint="end their containers, or lazyfs umount DIR; `lazyfs status` lists them",
+        )
 
 
 def _reap() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.config import NodePaths
-from lazyfs.daemon.client import DaemonClient, daemon_in_use, ensure_daemon
+from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon
 from lazyfs.errors import BusyError, LazyfsError, NotFoundError
 from lazyfs.mount import images
 from lazyfs.mount.images import mount_view, unmount_image
@@ -76,7 +76,7 @@ def test_it_is_killed_while_it_starts(paths: NodePaths, moment: str) -> None:
     wait_until(lambda: getattr(paths, moment).exists() and daemons(paths), moment)
     kill(paths)
     out, err = command.communicate(timeout=PATIENCE)
-    assert out or "NodeError" in err or "DaemonGoneError" in err
+    assert out or any(f"{name}Error: " in err for name in ("Node", "NoDaemon", "DaemonGone")), err
     assert ensure_daemon(paths).status()["pid"] == daemons(paths)[0]
 
 
@@ -193,6 +193,23 @@ def test_commands_while_it_is_shut_down_all_the_time(paths: NodePaths, made: Pat
         assert ended.result(PATIENCE) > 0
 
 
+def test_a_shutdown_that_another_is_ahead_of_starts_nothing(
+    paths: NodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_daemon(paths)
+    client, other = DaemonClient(paths), DaemonClient(paths)
+
+    def is_running() -> bool:
+        monkeypatch.setattr(client, "is_running", other.is_running)
+        other.shutdown()
+        return True  # as it was a moment ago
+
+    monkeypatch.setattr(client, "is_running", is_running)
+    with pytest.raises(NoDaemonError):
+        client.shutdown()
+    assert keepers(paths) == []
+
+
 def test_one_shutdown_of_many_at_once(paths: NodePaths) -> None:
     ensure_daemon(paths)
 
@@ -205,7 +222,7 @@ def test_one_shutdown_of_many_at_once(paths: NodePaths) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         ends = set(pool.map(lambda _: shut_down(), range(8)))
-    # Who comes when it has just ended finds none, or is cut off.
+    # Who comes when it has just ended finds none, or is cut off; who has waited long for the others is told so.
     assert "ended" in ends
-    assert ends <= {"ended", "NoDaemonError", "DaemonGoneError"}
+    assert ends <= {"ended", "NoDaemonError", "DaemonGoneError", "BusyError"}
     assert daemons(paths) == []
