@@ -38,6 +38,7 @@ PRESENT, MISSING, STUCK, FAILING, ABSENT, SHORT, CRASHING, LONG = (
     "present", "missing", "stuck", "failing", "absent", "short", "crashing", "long",
 )  # fmt: skip
 
+PATIENCE = 60.0
 _FETCHERS = ThreadPoolExecutor(8)
 
 
@@ -154,7 +155,7 @@ class Commands:
     def wait_for_readers(self, name: str, count: int) -> int:
         device = self.devices[name]
         with device.changed:
-            device.changed.wait_for(lambda: len(device.waiting) >= count, timeout=20)
+            device.changed.wait_for(lambda: len(device.waiting) >= count, timeout=PATIENCE)
             return len(device.waiting)
 
     def release(self, name: str) -> int:
@@ -177,7 +178,7 @@ class Commands:
         self._thief.armed = True
 
     def stolen(self) -> bool:
-        return self._thief.stolen.wait(20)
+        return self._thief.stolen.wait(PATIENCE)
 
     def stop(self) -> None:
         """End serving as a daemon that is told to: the mount stays, readers are left waiting."""

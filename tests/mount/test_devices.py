@@ -21,7 +21,7 @@ from lazyfs.mount.connection import MAX_BACKGROUND, READ_AHEAD_KIB, open_and_mou
 from lazyfs.mount.image_files import view_base
 from lazyfs.mount.mountinfo import mount_at
 from lazyfs.mount.syscalls import unmount
-from tests.mount.conftest import DeviceServer, drop_pages, names
+from tests.mount.conftest import PATIENCE, DeviceServer, drop_pages, names
 from tests.mount.pattern import pattern
 from tests.waiting import wait_until
 
@@ -229,7 +229,7 @@ def test_a_reader_of_missing_data_can_be_killed(server: DeviceServer) -> None:
     with subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL) as reader:
         server.do("wait_for_readers", name="slow", count=1)
         reader.kill()
-        reader.wait(20)
+        reader.wait(PATIENCE)
     server.do("set_parts", name="slow", parts=[])
     server.do("release", name="slow")
     assert read(path, 0, SIZE) == pattern(6, 0, SIZE)
@@ -245,7 +245,7 @@ def test_the_loop_goes_on_when_a_request_is_taken_back(server: DeviceServer) -> 
         assert not (server.target / "nothing").exists()
         assert server.do("stolen")
         server.do("release", name="slow")
-        assert reading.result(20) == pattern(6, 0, PAGE)
+        assert reading.result(PATIENCE) == pattern(6, 0, PAGE)
 
 
 def test_devices_come_and_go(server: DeviceServer) -> None:
@@ -278,7 +278,7 @@ def test_unmounting_ends_the_server(server: DeviceServer) -> None:
     path = server.add("plain", size=SIZE)
     read(path, 0, SIZE)
     assert unmount(server.target)
-    assert server.process.wait(20) == 0
+    assert server.process.wait(PATIENCE) == 0
     assert mount_at(server.target) is None
 
 
@@ -289,8 +289,8 @@ def test_a_stopped_server_lets_its_readers_go(server: DeviceServer) -> None:
         server.do("wait_for_readers", name="slow", count=1)
         server.do("stop")
         with pytest.raises(OSError):
-            reading.result(20)
-    assert server.process.wait(20) == 0
+            reading.result(PATIENCE)
+    assert server.process.wait(PATIENCE) == 0
     with pytest.raises(OSError) as caught:
         names(server.target)
     assert caught.value.errno == errno.ENOTCONN
@@ -303,7 +303,7 @@ def test_a_killed_server_is_replaced(server: DeviceServer, temp_root: Path) -> N
         server.do("wait_for_readers", name="plain", count=1)
         server.kill()
         with pytest.raises(OSError):
-            reading.result(20)
+            reading.result(PATIENCE)
     assert mount_at(server.target) is not None
     assert unmount(server.target, detach=True)
     successor = DeviceServer(server.target, temp_root / "successor.log")
@@ -329,7 +329,7 @@ def test_a_kernel_that_repeats_no_requests(temp_root: Path) -> None:
         servers.append(DeviceServer(target, temp_root / "second.log", kept, old=True, devices=devices))
         # libfuse's word for how its queue may end when the mount goes.
         servers[1].expected += ["fuse: reading device: Software caused connection abort"]
-        said, complaint = reader.communicate(timeout=20)
+        said, complaint = reader.communicate(timeout=PATIENCE)
         assert said == pattern(9, 0, PAGE) or b"error" in complaint or b"abort" in complaint
         assert read(path, 0, SIZE) == pattern(9, 0, SIZE)
         assert any("this kernel repeats no requests" in line for line in servers[1].log_lines())

@@ -13,7 +13,7 @@ from lazyfs.mount.mountinfo import list_mounts
 
 REPOSITORY = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lazyfs.run.container import cleanup_stale, stale_containers
-from tests.run.containers import REPOSITORY, Node
+from tests.run.containers import PATIENCE, REPOSITORY, Node
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -57,7 +57,7 @@ def test_signals_reach_the_first_process(node: Node) -> None:
         assert next_line(process) == f"got {name}"
     process.terminate()
     assert next_line(process) == "bye"
-    assert process.wait(20) == 5
+    assert process.wait(PATIENCE) == 5
 
 
 def test_a_signal_to_the_whole_group_comes_once(node: Node) -> None:
@@ -68,7 +68,7 @@ def test_a_signal_to_the_whole_group_comes_once(node: Node) -> None:
     assert next_line(process) == "got USR1"
     process.terminate()
     assert next_line(process) == "bye"
-    process.wait(20)
+    process.wait(PATIENCE)
 
 
 def test_ignored_signals_stay_ignored(node: Node) -> None:
@@ -78,7 +78,7 @@ def test_ignored_signals_stay_ignored(node: Node) -> None:
     process.send_signal(signal.SIGUSR1)
     assert next_line(process) == "got USR1"
     process.terminate()
-    process.wait(20)
+    process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -91,7 +91,7 @@ def test_killed_by_a_signal(node: Node, number: signal.Signals) -> None:
         process.terminate()
         os.kill(pid, 0)
     os.kill(pid, signal.SIGKILL)
-    assert process.wait(20) == 137
+    assert process.wait(PATIENCE) == 137
 
 
 def test_program_dies_of_a_signal_of_its_own(node: Node) -> None:
@@ -103,7 +103,7 @@ def test_closed_pipe_ends_the_container(node: Node) -> None:
     assert next_line(process) == "y"
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(20) in (1, 128 + signal.SIGPIPE)
+    assert process.wait(PATIENCE) in (1, 128 + signal.SIGPIPE)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_kill_before_there_is_a_guard(node: Node) -> None:
     process = node.start("sh", "-c", COUNTING, name="early")
     wait_until(lambda: any(node.state.glob("*")), "a claim")
     process.kill()
-    process.wait(20)
+    process.wait(PATIENCE)
     assert cleanup_stale(node.state) in ([], ["early"])
 
 
@@ -158,7 +158,7 @@ def kill_with_guard(node: Node, process: subprocess.Popen[str]) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in (*map(int, children), process.pid):
         os.kill(pid, signal.SIGKILL)
-    process.wait(20)
+    process.wait(PATIENCE)
 
 
 def test_stale_container_is_cleaned_up(node: Node) -> None:
@@ -176,7 +176,7 @@ def test_stale_container_is_cleaned_up(node: Node) -> None:
     assert not any(group.exists() for group in groups)
     assert cleanup_stale(node.state) == []
     living.terminate()
-    assert living.wait(20) == 5
+    assert living.wait(PATIENCE) == 5
 
 
 def test_name_of_a_stale_container_is_free(node: Node) -> None:
@@ -205,7 +205,7 @@ def test_name_that_is_taken(node: Node) -> None:
     assert (error["error"], "taken" in error["message"]) == ("BusyError", True)
     assert node.run("true").returncode == 0
     process.terminate()
-    assert process.wait(20) == 5
+    assert process.wait(PATIENCE) == 5
     assert node.run("true", name="taken").returncode == 0
 
 
@@ -215,7 +215,7 @@ def test_nothing_is_left_in_the_cgroups(node: Node) -> None:
     groups = node.cgroups("groups")
     assert groups
     process.terminate()
-    process.wait(20)
+    process.wait(PATIENCE)
     assert not any(group.exists() for group in groups)
 
 
@@ -266,7 +266,7 @@ def test_terminal(node: Node) -> None:
         read_until(user, "44 102")
         os.write(user, b"\x03")
         read_until(user, "interrupted")
-        assert process.wait(20) == 9
+        assert process.wait(PATIENCE) == 9
         assert termios.tcgetattr(program) == before
 
 
@@ -288,7 +288,7 @@ def test_terminal_is_restored_when_the_start_fails(node: Node) -> None:
         before = termios.tcgetattr(program)
         process = start_on_terminal(node, program, "true", interactive=True, tty=True)
         read_until(user, "NodeError")
-        assert process.wait(20) == 125
+        assert process.wait(PATIENCE) == 125
         assert termios.tcgetattr(program) == before
 
 
@@ -302,7 +302,7 @@ def test_interrupt_key_without_a_terminal_inside(node: Node) -> None:
             read_until(user, "got INT")
             process.terminate()
             assert "got INT" not in read_until(user, "bye")
-            assert process.wait(20) == 5
+            assert process.wait(PATIENCE) == 5
 
 
 def test_terminal_needs_one(node: Node) -> None:
