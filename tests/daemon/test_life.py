@@ -41,7 +41,9 @@ def test_start_and_end(paths: NodePaths) -> None:
 
 def test_a_child_that_is_no_program_yet_is_no_daemon(paths: NodePaths) -> None:
     """What the tests take for daemons: a child shows its parent's command line until it becomes another program."""
-    fork = "import os; child = os.fork(); print(os.getpid(), flush=True); os.read(0, 1); child and os.wait()"
+    # Not print: what it writes is two pieces, between which the other process writes its own.
+    say = r"os.write(1, b'%d\n' % os.getpid())"
+    fork = f"import os; child = os.fork(); {say}; os.read(0, 1); child and os.wait()"
     command = [sys.executable, "-c", fork, "lazyfs.daemon", str(paths.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
