@@ -76,18 +76,12 @@ class SeenImages:
 
     def find(self, reference: str) -> SeenImage:
         with self._lock:
-            image = self._images.get(reference)
-        if image is None:
-            raise NotFoundError(
-                f"{reference} was never opened on this node",
-                hint="`lazyfs cache` lists those that were; `lazyfs cache warm REF` fetches one",
-            )
-        return image
+            return self._find(reference)
 
     def pin(self, reference: str, pinned: bool) -> SeenImage:
         """Say whether an image must stay. Raises NotFoundError, and NodeError when the disk does not take it."""
-        image = replace(self.find(reference), pinned=pinned)
         with self._lock:
+            image = replace(self._find(reference), pinned=pinned)
             self._write(image)
             self._images[reference] = image
         return image
@@ -100,6 +94,15 @@ class SeenImages:
 
     def pinned_layers(self) -> frozenset[str]:
         return frozenset().union(*(image.tocs for image in self.all() if image.pinned))
+
+    def _find(self, reference: str) -> SeenImage:
+        image = self._images.get(reference)
+        if image is None:
+            raise NotFoundError(
+                f"{reference} was never opened on this node",
+                hint="`lazyfs cache` lists those that were; `lazyfs cache warm REF` fetches one",
+            )
+        return image
 
     def _path(self, reference: str) -> Path:
         name = hashlib.sha256(reference.encode(errors="surrogateescape")).hexdigest()
