@@ -39,6 +39,7 @@ class OpenFiles:
         self._limit = limit
         self._lock = threading.Lock()
         self._files: OrderedDict[str, _File] = OrderedDict()
+        self._drops = 0
 
     @contextmanager
     def open(self, path: str) -> Iterator[int]:
@@ -56,6 +57,7 @@ class OpenFiles:
     def drop(self, path: str) -> None:
         """Close it, when its last user is done: it is another file from now on, or none."""
         with self._lock:
+            self._drops += 1
             file = self._files.pop(path, None)
             if file is not None:
                 file.dropped = True
@@ -66,21 +68,21 @@ class OpenFiles:
             self.drop(path)
 
     def _take(self, path: str) -> _File:
-        with self._lock:
-            file = self._files.get(path)
-            if file is not None:
-                file.users += 1
-                self._files.move_to_end(path)
-                return file
-        # Not under the lock: a disk that is failing takes its time.
-        opened = _File(os.open(path, os.O_RDWR | os.O_CLOEXEC), 1)
-        with self._lock:
-            file = self._files.setdefault(path, opened)
-            if file is not opened:
-                os.close(opened.descriptor)
-                file.users += 1
-            self._shrink()
-        return file
+        while True:
+            with self._lock:
+                file = self._files.get(path)
+                if file is not None:
+                    file.users += 1
+                    self._files.move_to_end(path)
+                    return file
+                drops = self._drops
+            # Not under the lock: a disk that is failing takes its time.
+            opened = _File(os.open(path, os.O_RDWR | os.O_CLOEXEC), 1)
+            with self._lock:
+                if drops == self._drops and self._files.setdefault(path, opened) is opened:
+                    self._shrink()
+                    return opened
+            os.close(opened.descriptor)  # that of another thread, or of a file that is none any more
 
     def _give_back(self, file: _File) -> None:
         with self._lock:

@@ -187,6 +187,10 @@ class LayerFiles:
 
     def _prepare(self) -> None:
         self.directory.mkdir(exist_ok=True)  # not its parent: that may be where a disk was mounted
+        # What is open by these names may be files that somebody has removed: what is written there is seen by nobody
+        # who opens them again, or mounts them.
+        self._files.drop(self._data)
+        self._map.close()
         make_sparse(self.directory / "data", self.chunks.device_size, self.directory / "map")
         self._map.load()
         self._hold.load()
