@@ -23,7 +23,7 @@ from tests.daemon.processes import kill
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 30.0
+PATIENCE = 60.0
 PROGRAM = ("-m", "snapshotter")
 PATIENT = (
     "-c",

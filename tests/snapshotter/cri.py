@@ -5,6 +5,8 @@ from typing import Any
 
 import grpc
 
+from tests.waiting import wait_until
+
 from . import cri_pb2 as pb
 
 TIMEOUT = 60.0
@@ -18,6 +20,16 @@ class Cri:
         options = [("grpc.default_authority", "localhost")]
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=options)
         grpc.channel_ready_future(self._channel).result(TIMEOUT)
+        wait_until(self._is_initialized, "CRI")
+
+    def _is_initialized(self) -> bool:
+        """containerd listens before."""
+        try:
+            self._call("RuntimeService/Status", pb.Empty())
+        except grpc.RpcError as error:
+            assert "not initialized" in (error.details() or "")
+            return False
+        return True
 
     def close(self) -> None:
         self._channel.close()

@@ -107,14 +107,25 @@ class Engine:
         return f"lazyfs-test-{os.getpid()}-{self.directory.name}-{name}"
 
     def run(self, reference: str, name: str, *words: str, options: Sequence[str] = ()) -> str:
-        return self.ctr("run", "--rm", "--snapshotter", "lazyfs", *options, reference, self.id(name), *words)
+        """All that it says, on two streams in no order between them."""
+        said = self._said()
+        command = ["run", "--rm", "--log-uri", f"file://{said}", "--snapshotter", "lazyfs", *options]
+        self.ctr(*command, reference, self.id(name), *words)
+        return said.read_text()
 
     def start(self, reference: str, name: str, *words: str, options: Sequence[str] = ()) -> None:
         """A container that goes on until `end`."""
         self.ctr("run", "--detach", "--snapshotter", "lazyfs", *options, reference, self.id(name), *words)
 
     def execute(self, name: str, *words: str) -> str:
-        return self.ctr("tasks", "exec", "--exec-id", f"exec{time.monotonic_ns()}", self.id(name), *words)
+        said = self._said()
+        command = ["tasks", "exec", "--log-uri", f"file://{said}", "--exec-id", said.name]
+        self.ctr(*command, self.id(name), *words)
+        return said.read_text()
+
+    def _said(self) -> Path:
+        """A file for what a container says: ctr itself may open the pipe when the container has ended."""
+        return self.directory / f"said{time.monotonic_ns()}"
 
     def end(self, name: str, keep: bool = False) -> None:
         """Kill a container; `keep` leaves its snapshot."""

@@ -13,7 +13,7 @@ import pytest
 from lazyfs.mount.syscalls import mount_overlay, unmount
 from snapshotter.proto import snapshots_pb2 as pb
 
-from .client import Client, Service, code_of
+from .client import PATIENCE, Client, Service, code_of
 from .conftest import Show
 
 
@@ -327,7 +327,7 @@ def test_list_is_not_disturbed(client: Client) -> None:
 def test_64_callers_at_once(client: Client, shared_service: Service) -> None:
     client.prepare("a")
     client.commit("base", "a")
-    barrier = threading.Barrier(64)
+    barrier = threading.Barrier(64, timeout=PATIENCE)
 
     def live(number: int) -> None:
         barrier.wait()

@@ -12,6 +12,7 @@ from snapshotter.proto import image_service_pb2 as pb
 from tests.registry import HTPASSWD, PASSWORD, USER, Registry, needs_registry, run_registry
 
 from .client import Service
+from .cri import Cri
 from .engine import Engine, layers, push, running_engine
 
 CRI = """
@@ -89,6 +90,7 @@ def engine(
         "--image-service", str(directory / "cri.sock"), "--image-service-of", str(directory / "c.sock")
     )
     with running_engine(directory, service, CRI) as engine:
+        Cri(engine.socket).close()  # which waits for it
         yield engine
 
 
@@ -109,13 +111,10 @@ def pull(socket: Path, image: str, auth: pb.AuthConfig | None = None) -> None:
 def test_pulled_lazily_with_kubelets_password(engine: Engine, service: Service, app: str) -> None:
     """Nobody else on this machine knows it; and it is in no log, and on no command line."""
     pull(engine.directory / "cri.sock", f"{app}:lazy", pb.AuthConfig(username=USER, password=PASSWORD))
-    names = engine.ctr("--namespace", "k8s.io", "snapshots", "--snapshotter", "lazyfs", "list").splitlines()[
-        1:
-    ]
-    assert len(names) == 3
+    engine.namespace = "k8s.io"
+    assert len(engine.snapshots()) == 3
     assert len(engine.blobs()) == 2
-    said = engine.ctr("--namespace", "k8s.io", "run", "--rm", "--snapshotter", "lazyfs", f"{app}:lazy", "c")
-    assert said == "ready\n"
+    assert engine.run(f"{app}:lazy", "c") == "ready\n"
     for log in (service.log, service.node.log):
         assert PASSWORD not in log.read_text()
     for process in Path("/proc").glob("[0-9]*"):

@@ -57,7 +57,7 @@ def test_what_a_loop_leaves(engine: Engine, service: Service, app: str) -> None:
         live(engine, service, image, run=number % 2 == 0)
     wait_until(lambda: daemon.status()["layers"] == [], "the daemon to let go of the layers")
     assert daemon.status()["images"] == []
-    assert len(all_mounts()) == mounts
+    wait_until(lambda: len(all_mounts()) == mounts, "the end of all mounts")
     assert daemon.status()["pid"] == pids[1]
     for then, now in zip(before, [held(pid) for pid in pids], strict=True):
         assert now.descriptors <= then.descriptors + SLACK

@@ -27,7 +27,7 @@ from tests.registry import (
     write_auth,
 )
 
-from .client import PROGRAM, Client, Service, code_of
+from .client import PATIENCE, PROGRAM, Client, Service, code_of
 from .engine import layers, push, running_engine, shown
 
 pytestmark = needs_registry
@@ -173,7 +173,7 @@ def test_on_what_was_unpacked(service: Service, app: str, images: Path, tmp_path
 def test_64_callers_of_the_same_layers(service: Service, app: str, images: Path) -> None:
     service.start()
     offered = layers_of(images, "app-lazy", f"{app}:lazy")
-    barrier = threading.Barrier(64)
+    barrier = threading.Barrier(64, timeout=PATIENCE)
 
     def pull(number: int) -> list[bool]:
         client = service.client()

@@ -17,7 +17,7 @@ from snapshotter.records import Records
 from tests.daemon.processes import daemons, keepers, may_be_dumped
 from tests.waiting import wait_until
 
-from .client import Client, Service, code_of
+from .client import PATIENCE, Client, Service, code_of
 
 
 def test_records_outlive_the_process(service: Service) -> None:
@@ -70,7 +70,7 @@ def test_one_process_for_a_root_and_a_socket(service: Service, tmp_path: Path) -
             check=False,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
         )
         assert second.returncode == 8
         assert second.stderr.startswith("lazyfs-snapshotter: another process serves")
@@ -87,13 +87,13 @@ def test_settings_from_a_file(service: Service, tmp_path: Path) -> None:
         service.start("--config", str(config), wait=code == 0)
         assert service.process is not None
         if code:
-            assert service.process.wait(30) == code
+            assert service.process.wait(PATIENCE) == code
             service.process = None
     assert service.node.settings.readlink() == config
     assert service.stop() == 0
     service.start("--config", str(config), "--node", str(tmp_path), wait=False)
     assert service.process is not None
-    assert service.process.wait(30) == 2
+    assert service.process.wait(PATIENCE) == 2
     service.process = None
     assert "is another's" in service.log.read_text()
 
@@ -111,7 +111,7 @@ def test_what_it_does_not_know(service: Service) -> None:
             pytest.raises(grpc.RpcError) as info,
         ):
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-            call(request, timeout=10)
+            call(request, timeout=PATIENCE)
         assert code_of(info.value) == code
 
 
@@ -129,7 +129,7 @@ def test_damaged_records(service: Service) -> None:
     (service.root / "records.db").write_bytes(b"not a database" * 1000)
     service.start(wait=False)
     assert service.process is not None
-    assert service.process.wait(30) == 7
+    assert service.process.wait(PATIENCE) == 7
     service.process = None
     assert "records.db: file is not a database" in service.log.read_text()
 
