@@ -28,6 +28,7 @@ class Page:
         self._session = ""
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        self._loads = 0
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -56,9 +57,10 @@ class Page:
         )
         scheme = "dark" if dark else "light"
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        before = self._loads
         self.ask("Page.navigate", url=file.as_uri())
-        while self._next().get("method") != "Page.loadEventFired":
-            pass
+        while self._loads == before:
+            self._next()
 
     def evaluate(self, expression: str) -> Any:
         return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
@@ -83,6 +85,8 @@ class Page:
         match message.get("method"):
             case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown" | "Log.entryAdded":
                 self.complaints.append(json.dumps(parameters))
+            case "Page.loadEventFired":  # it may come before the answer
+                self._loads += 1
             case "Network.requestWillBeSent":
                 self.requests.append(parameters["request"]["url"])
 
