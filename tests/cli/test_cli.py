@@ -25,7 +25,7 @@ from tests.trees import Entry, layer_tar
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 40.0
+PATIENCE = 120.0
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 

@@ -24,7 +24,7 @@ from tests.daemon.processes import end, running
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 40.0
+PATIENCE = 300.0
 RUNGS = tuple(mode for mode in MODES if mode != AUTO)
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 

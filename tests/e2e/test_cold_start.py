@@ -13,7 +13,7 @@ import pytest
 from lazyfs.config import NodePaths
 from lazyfs.daemon.client import DaemonClient
 
-from .conftest import Node, drop_page_cache, manifest_of, succeed
+from .conftest import PATIENCE, Node, drop_page_cache, manifest_of, succeed
 
 pytestmark = pytest.mark.image
 
@@ -66,7 +66,7 @@ def test_import_of_numpy(node: Node, demo: str) -> None:
 def test_many_cold_starts_at_once(node: Node, demo: str) -> None:
     drop_page_cache()
     processes = [node.start_run(demo) for _ in range(8)]
-    said = {process.communicate(timeout=120)[0] for process in processes}
+    said = {process.communicate(timeout=PATIENCE)[0] for process in processes}
     assert {each.split()[0] for each in said} == {"ready"}
     assert_nothing_twice(node)
 

@@ -20,7 +20,7 @@ from tests.faults import FaultServer
 from tests.stores.test_referrers import ModernRegistry
 from tests.waiting import wait_until
 
-from .conftest import RUNGS, Node, assert_error, blob, layout_of, lazyfs, manifest_of, succeed
+from .conftest import PATIENCE, RUNGS, Node, assert_error, blob, layout_of, lazyfs, manifest_of, succeed
 
 pytestmark = pytest.mark.root
 SAID = "ready small\n"
@@ -200,7 +200,8 @@ def test_a_pack_that_an_image_got_while_the_node_ran(
     assert_error(node("cache", "warm", "--pack", copied_small), 3, "has no launch pack")
     succeed(lazyfs("profile", "attach", profile, copied_small))
     succeed(node("cache", "warm", "--pack", copied_small))
-    assert [launch["state"] for launch in launches(node)] == ["done"]
+    # It waits yet for who mounts the image.
+    assert [launch["state"] for launch in node.status()["launches"]] == ["done"]
 
 
 def test_two_requests_with_a_list_of_referrers(
@@ -272,7 +273,7 @@ def test_status_tells_hits_from_waste(profile: Path, copied_small: str, node: No
     assert use["hits"] > 0
     assert use["waste"] >= 500 * 4096 // 32768 - 2, "nobody has read that file"
     assert "were not" in succeed(node("status", "--packs")).stdout
-    process.communicate("end\n", timeout=20)
+    process.communicate("end\n", timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
