@@ -4,6 +4,7 @@ It speaks HTTP/1.1 with keep-alive by hand, so that an answer can be short, long
 gives a function from a request to a `Reply`.
 """
 
+import errno
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from typing import Self
 
 _TLS_HANDSHAKE = 0x16
 _DRIP_PAUSE = 0.02  # between two bytes
+_PAUSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,13 @@ class FaultServer:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                connection, _ = self._socket.accept()
+                try:
+                    connection, _ = self._socket.accept()
+                except OSError as error:
+                    if error.errno != errno.EMFILE:
+                        raise
+                    self._stopping.wait(_PAUSE)  # the test has taken all descriptors of this process
+                    continue
                 self.connections += 1
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 thread = threading.Thread(target=self._serve, args=(connection,))
