@@ -186,12 +186,15 @@ def test_bytes_come_from_a_mirror_and_from_the_registry_what_it_lacks(
             by = f'["oci:{tmp_path}/none", "oci:{mirror}"]'
             write_settings(paths, f'[[stores.mirror]]\nof = "docker://{registry.host}"\nby = {by}')
         opened = ensure_daemon(first).open_image(name)
-    # The registry is gone: what is read now comes from the mirror.
-    check_image(first, opened, target)
-    with run_registry(tmp_path / "registry", port=registry.port):
-        for blob in (mirror / "blobs" / "sha256").iterdir():
-            blob.write_bytes(bytes(len(blob.read_bytes())))
-        check_image(second, ensure_daemon(second).open_image(name), target)
+    with socket.socket() as port:
+        # The registry is gone, and nobody else is given its port: what is read now comes from the mirror.
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(("127.0.0.1", registry.port))
+        check_image(first, opened, target)
+        with run_registry(tmp_path / "registry", port=registry.port):
+            for blob in (mirror / "blobs" / "sha256").iterdir():
+                blob.write_bytes(bytes(len(blob.read_bytes())))
+            check_image(second, ensure_daemon(second).open_image(name), target)
 
 
 def check_image(paths: NodePaths, opened: dict[str, Any], target: Path) -> None:

@@ -129,7 +129,8 @@ def shown(paths: NodePaths) -> Iterator[tuple[str, bytes]]:
         yield f"the command line of {pid}", Path(f"/proc/{pid}/cmdline").read_bytes()
     for path in paths.root.rglob("*"):
         if path.is_file() and not path.is_relative_to(paths.fuse) and path.name not in OWNERS:
-            yield str(path), path.read_bytes()
+            with suppress(FileNotFoundError):  # of a name that it has only while it is written
+                yield str(path), path.read_bytes()
 
 
 def check(paths: NodePaths, errors: list[LazyfsError]) -> None:
