@@ -245,8 +245,23 @@ def ensure_daemon(paths: NodePaths) -> DaemonClient:
     # A keeper holds this lock while it starts, even when the command that started it was killed.
     with locked(paths.start_lock, fcntl.LOCK_EX, START_TIMEOUT) as lock:
         if not (client.is_running() and keeper.is_running()):
-            _start(paths, lock)
+            try:
+                _start(paths, lock)
+            except BusyError:
+                # A service, which takes no such lock, may have begun at the same time.
+                if not _comes_up(client, keeper):
+                    raise
     return client
+
+
+def _comes_up(client: DaemonClient, keeper: KeeperClient) -> bool:
+    """Whether a node that another keeper has just begun can be asked; waits for that."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while not client.is_running():
+        if not keeper.is_running() or time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE)
+    return keeper.is_running()
 
 
 def _refuse_if_mounted(paths: NodePaths) -> None:

@@ -116,9 +116,7 @@ def _begin(
 ) -> Keeper:
     paths.root.mkdir(mode=0o711, parents=True, exist_ok=True)
     number = _group(group)
-    # One that does not answer any more is about to end.
-    patience = 0.0 if KeeperClient(paths).is_running() else taking.PATIENCE
-    own_lock = taking.lock_alone(paths.keeper_lock, patience)
+    own_lock = taking.lock_alone(paths.keeper_lock, KeeperClient(paths).is_running)
     taken = taking.lock_node(paths)
     account.give(paths, user)
     control = link.listen(paths.keeper_socket, socket.SOCK_SEQPACKET)

@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ _FUSE_DEVICE = os.makedev(10, 229)
 _CREDENTIALS = struct.Struct("3i")
 
 
-def lock_alone(path: Path, patience: float) -> int:
-    """The keeper's own lock. BusyError while another keeper holds it."""
+def lock_alone(path: Path, is_answering: Callable[[], bool]) -> int:
+    """The keeper's own lock. BusyError while another keeper holds it that answers, or ends too slowly."""
     descriptor = _open_lock(path)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while not _try_lock(descriptor):
-        if time.monotonic() >= deadline:
+        # One that does not answer is about to end, or has just begun.
+        if is_answering() or time.monotonic() >= deadline:
             os.close(descriptor)
             raise BusyError(f"another daemon serves {path.parent}", hint="lazyfs status names it")
         time.sleep(_PAUSE)

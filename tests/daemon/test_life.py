@@ -61,6 +61,30 @@ def test_many_start_it_at_once(paths: NodePaths) -> None:
     assert daemons(paths) == [int(said[0][0])]
 
 
+@pytest.mark.parametrize("moment", ["keeper_lock", "keeper_socket"])
+def test_a_command_comes_while_a_service_starts(paths: NodePaths, moment: str) -> None:
+    """It finds the keeper of the service, which it does not know to be starting, and no second one."""
+    paths.root.mkdir()
+    with paths.log.open("ab") as log:
+        service = subprocess.Popen([sys.executable, "-m", "lazyfs.keeper", "--root", paths.root], stderr=log)
+    try:
+        wait_until(getattr(paths, moment).exists, moment)
+        service.send_signal(signal.SIGSTOP)
+        command = ensure_elsewhere(paths)
+        wait_until(
+            lambda: len(keepers(paths)) == 2 or "another daemon serves" in paths.log.read_text(),
+            "the command's own keeper",
+        )
+        service.send_signal(signal.SIGCONT)
+        out, err = command.communicate(timeout=PATIENCE)
+        assert err == ""
+        assert daemons(paths) == [int(out)]
+        assert keepers(paths) == [service.pid]
+    finally:
+        service.terminate()
+        service.wait(PATIENCE)
+
+
 @pytest.mark.parametrize("moment", ["start_lock", "log", "lock", "socket"])
 def test_who_starts_it_is_killed(paths: NodePaths, moment: str) -> None:
     """The next command takes the daemon that is about to start, or starts one; never is there a second."""
