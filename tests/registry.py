@@ -100,7 +100,7 @@ class Certificate:
 
 def openssl(*arguments: object, data: bytes = b"") -> bytes:
     command = ["openssl", *(str(argument) for argument in arguments)]
-    return subprocess.run(command, input=data, check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run(command, input=data, check=True, capture_output=True, timeout=300).stdout
 
 
 def make_authority(directory: Path, kind: str = "ec") -> Certificate:
@@ -211,7 +211,7 @@ def _base64url(data: bytes) -> str:
 
 def skopeo(*arguments: str) -> bytes:
     return subprocess.run(
-        ["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=60
+        ["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=300
     ).stdout
 
 

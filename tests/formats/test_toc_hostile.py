@@ -288,9 +288,13 @@ def test_any_bytes(data: bytes) -> None:
 def test_the_kernel_walks_what_was_accepted(temp_root: Path, seed: int, data: st.DataObject) -> None:
     """Names, attributes and the first bytes of every file."""
     try:
-        decoded = toc.decode(toc.encode(mutated(rich_toc(seed), data)))
+        encoded = toc.encode(mutated(rich_toc(seed), data))
+    except (OverflowError, ValueError):  # numbers that a column cannot even hold
+        return
+    try:
+        decoded = toc.decode(encoded)
         image = build(merge([decoded.tree]), [decoded.chunks.device_size])
-    except (LazyfsError, OverflowError):
+    except LazyfsError:
         return
     bootstrap = temp_root / "bootstrap"
     bootstrap.write_bytes(image)

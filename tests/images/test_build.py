@@ -56,7 +56,7 @@ def test_a_killed_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -
             wait_until((cache / "layers/new/fs/started").exists)
             wait_until(lambda: _processes(cache))  # one that executes another program has none for a moment
             builder.send_signal(number)
-            builder.wait(timeout=30)
+            builder.wait(timeout=300)
         finally:
             builder.kill()
     wait_until(lambda: not _processes(cache))
@@ -77,7 +77,7 @@ def test_what_is_there_is_not_made_again(small_image: BuiltImage) -> None:
 def test_two_builds_at_once_make_one_image(tmp_path: Path) -> None:
     arguments = ("-m", "benchmarks.images", "small", "--cache", "cache")
     with _start(tmp_path, *arguments) as first, _start(tmp_path, *arguments) as second:
-        references = {first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]}
+        references = {first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]}
     assert (first.returncode, second.returncode) == (0, 0)
     (reference,) = references
     assert reference.startswith(f"oci:{tmp_path}/cache/small-")

@@ -364,7 +364,7 @@ def test_skopeo_reads_what_we_write(kind: str, media_type: str, path: Path, tmp_
         manifest = Manifest(store.put_document(config, OCI_CONFIG), (Descriptor(media_type, digest, size),))
         store.put_tag("app:v1", store.put_document(manifest.to_bytes(), OCI_MANIFEST))
     subprocess.run(
-        ["skopeo", "copy", "-q", f"{kind}:{path}:app:v1", f"dir:{tmp_path}/copy"], check=True, timeout=60
+        ["skopeo", "copy", "-q", f"{kind}:{path}:app:v1", f"dir:{tmp_path}/copy"], check=True, timeout=300
     )
     [copied] = json.loads((tmp_path / "copy/manifest.json").read_bytes())["layers"]
     # Of a docker-archive skopeo unpacks the layers itself.

@@ -360,7 +360,7 @@ def test_a_cache_of_one_serves_many_threads(tmp_path: Path) -> None:
 
 def skopeo(*arguments: str) -> bytes:
     return subprocess.run(
-        ["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=60
+        ["skopeo", "--insecure-policy", *arguments], check=True, capture_output=True, timeout=300
     ).stdout
 
 

@@ -78,7 +78,7 @@ def test_the_command_line_converts_into_a_bucket(named: Naming, s3: S3Place) -> 
 
     def lazyfs(*arguments: str) -> dict[str, object]:
         command = [sys.executable, "-m", "lazyfs.cli.main", *arguments, "--json"]
-        ended = subprocess.run(command, check=True, capture_output=True, timeout=60, env=os.environ)
+        ended = subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ)
         answer = json.loads(ended.stdout)
         assert isinstance(answer, dict)
         return answer
@@ -102,7 +102,7 @@ def test_no_scratch_where_the_destination_takes_a_stream(target: str, named: Nam
     command = [sys.executable, "-B", "-m", "lazyfs.cli.main", "convert", "--json", source, lazy]
     # Before exec, and for good: nothing that runs then can take it back.
     limited = ["prlimit", f"--fsize={1 << 16}", *command]
-    ended = subprocess.run(limited, check=False, capture_output=True, timeout=60, env=os.environ)
+    ended = subprocess.run(limited, check=False, capture_output=True, timeout=300, env=os.environ)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["layers"][0]["size"] > 40_000_000
     with open_store(parse_reference(lazy)) as store:

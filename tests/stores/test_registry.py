@@ -193,7 +193,7 @@ def test_skopeo_reads_what_we_wrote_and_we_read_what_it_wrote(
 def lazyfs(*arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "lazyfs.cli.main", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -216,4 +216,4 @@ def test_naming_an_image_imports_no_http_client() -> None:
         "assert not {'http.client', 'ssl', 'urllib.request'} & set(sys.modules), sys.modules.keys()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)

@@ -254,7 +254,7 @@ def test_what_a_killed_run_leaves_is_hidden_and_taken_away(
     s3: S3Place, step: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", KILLED, f"s3://{s3.location}", step, str(number)]
-    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert subprocess.run(command, check=False, timeout=300).returncode == -signal.SIGKILL
     left = list(s3.objects())
     assert [key for key in left if not key.startswith("blobs/_uploads/")] == (
         [] if step != "delete_object" else left[1:]
@@ -306,5 +306,5 @@ with store.writer() as writer:
     print(*writer.commit())
 """
     command = [sys.executable, "-c", code, f"s3://{s3.location}"]
-    said = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True).stdout
     assert said.split()[1] == str(40 << 20)
