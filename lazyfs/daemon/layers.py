@@ -26,6 +26,7 @@ from lazyfs.node.fetch import Fetcher
 from lazyfs.node.files import remove_torn, write_new
 from lazyfs.node.launches import LaunchDevice
 from lazyfs.node.layers import check_toc, decode_toc, fetch_toc
+from lazyfs.node.neighbours import Neighbours
 from lazyfs.node.sources import BlobSource
 from lazyfs.node.touched import Touched
 from lazyfs.stores import Reference, Store, parse_reference
@@ -58,14 +59,16 @@ class Layers:
         engine: Engine,
         stores: OpenStores,
         state: State,
+        is_idle: Callable[[], bool],
     ) -> None:
-        """`tocs` keeps the TOCs that were read; `table` is what the kernel is shown."""
+        """`tocs` keeps the TOCs that were read; `table` is what the kernel is shown; `is_idle` see `Neighbours`."""
         self._tocs = tocs
         self._table = table
         self._cache = cache
         self._engine = engine
         self._stores = stores
         self._state = state
+        self._is_idle = is_idle
         self._being_opened = NamedLocks()
         self._changing = threading.Lock()
         self._shown: dict[str, Layer] = {}
@@ -179,10 +182,11 @@ class Layers:
     def _new(self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: Toc) -> Layer:
         cache = self._cache.open(toc_digest, decoded.chunks)
         source = BlobSource(store, layer.digest, decoded.codec)
-        fetcher = Fetcher(layer.digest, source, cache, self._engine)
+        touched = Touched(decoded.chunks.device_size)
+        neighbours = Neighbours(decoded.chunks, self._engine.pace, touched.was, self._is_idle)
+        fetcher = Fetcher(layer.digest, source, cache, self._engine, neighbours)
         self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LaunchDevice(LayerDevice(cache, fetcher), cache)
-        touched = Touched(device.size)
         return Layer(inode, decoded, cache, fetcher, device, touched, layer.digest, toc_digest)
 
     def _prefer(self, fetcher: Fetcher, store: Store, blob: str, codec: str) -> None:

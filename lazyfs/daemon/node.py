@@ -96,7 +96,15 @@ class Node:
             self.timeline,
             signature_policy(paths),
         )
-        self._layers = Layers(paths.tocs, table, self.cache, self._engine, self.stores, self._state)
+        self._layers = Layers(
+            paths.tocs,
+            table,
+            self.cache,
+            self._engine,
+            self.stores,
+            self._state,
+            lambda: not self.launches.any_coming(),
+        )
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
         self._inherited = self._layers.restore() if connection else frozenset[int]()
         self._views = Views(self._bootstraps.directory, table)

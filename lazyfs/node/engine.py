@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lazyfs.node.budget import Budget
 from lazyfs.node.crew import Crew
+from lazyfs.node.pace import Pace
 from lazyfs.node.timeline import Timeline
 from lazyfs.node.watch import Watch
 
@@ -36,6 +37,7 @@ class Engine:
         self.crew = crew or Crew()
         self.budget = Budget(memory)
         self.watch = Watch()
+        self.pace = Pace()
         self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._lock = threading.Lock()
         self._usual = _HEDGE_AFTER / _HEDGE_TIMES

@@ -1,6 +1,7 @@
 """The fetch engine: one flight per chunk, neighbours joined into one ranged read, what is urgent first.
 
     demand    -> flights     what is on its way already is joined, or brought forward if it waits behind others
+                 behind      what lies behind a chunk that is missed comes along (`neighbours`)
     foresight -> ahead       sequential readers (`windows`), packs and the background (`fill`)
     Run       -> read_pieces -> open_chunk (decode, prove) -> whoever waits -> the cache
 
@@ -14,7 +15,7 @@ error when its time is over.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from functools import partial
@@ -25,6 +26,7 @@ from lazyfs.node.cache import LayerCache
 from lazyfs.node.crew import Lane
 from lazyfs.node.damage import Damage
 from lazyfs.node.engine import Engine
+from lazyfs.node.neighbours import Neighbours
 from lazyfs.node.plan import REQUEST_SIZES, Flight, Run, join_neighbours
 from lazyfs.node.sources import BlobSource, Sources, open_chunk
 
@@ -47,8 +49,17 @@ class Fetcher:
     `_lock` guards the table of flights, and which run is to bring which.
     """
 
-    def __init__(self, layer: str, source: BlobSource, cache: LayerCache, engine: Engine) -> None:
+    def __init__(
+        self,
+        layer: str,
+        source: BlobSource,
+        cache: LayerCache,
+        engine: Engine,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """Without `neighbours` a miss brings what is missed alone."""
         self._layer = layer
+        self._neighbours = neighbours
         self._sources = Sources(source)
         self._cache = cache
         self._chunks = cache.chunks
@@ -93,7 +104,7 @@ class Fetcher:
                     if self._overtakes(flight, Lane.DEMAND):
                         started.append(flight)
                 joined.append(flight)
-            runs = self._plan(started, Lane.DEMAND)
+            runs = self._plan([*started, *self._behind(started)], Lane.DEMAND)
         self._start(runs)
         waiting = tuple(flight.index for flight in joined if not flight.future.done())
         if waiting:
@@ -101,6 +112,21 @@ class Fetcher:
             first_look = min(self._engine.patience(), self._engine.timeout + _GRACE)
             self._engine.watch.at(now + first_look, lambda: self._look(waiting, now))
         return joined
+
+    def _behind(self, missed: Sequence[Flight]) -> Iterator[Flight]:
+        """Flights for what lies behind the last chunk that is missed, up to what is here or on its way already."""
+        if not missed or self._neighbours is None or not self.has_room():
+            return
+        for index in self._neighbours.behind(missed[-1].index):
+            if (
+                index in self._flights
+                or not self._cache.missing_units(index)
+                or self._damage.of(index) is not None
+            ):
+                return
+            self._flights[index] = flight = Flight(index, Lane.PREFETCH)
+            self._neighbours.came(index)
+            yield flight
 
     def ahead(self, indexes: Iterable[int], lane: Lane) -> "list[Future[bytes]]":
         """Fetch what is missing of these chunks before somebody asks; one that is given up is cancelled."""
@@ -228,6 +254,7 @@ class Fetcher:
         began = run.moved = time.monotonic()
         run.source = source
         got, last = 0, first
+        came, at_first = began, 0
         try:
             with closing(source.store.read_pieces(source.digest, start, lengths)) as frames:
                 while left and not self._is_pointless(run, left):
@@ -236,7 +263,8 @@ class Fetcher:
                         frame = next(frames)
                         run.moved = time.monotonic()
                         if not got:
-                            self._engine.answered(run.moved - began)
+                            came, at_first = run.moved, len(frame)
+                            self._engine.answered(came - began)
                         del left[0]
                         got, last = got + len(frame), last + 1
                         try:
@@ -245,6 +273,7 @@ class Fetcher:
                             damaged.append(([flight], error))
         finally:
             if got:
+                self._engine.pace.answered(came - began, at_first, run.moved - came, got - at_first)
                 low, high = int(chunks.start[first]), int(chunks.start[last])
                 self._engine.timeline.fetched(self._layer, low, high, got, began, fill=run.lane is Lane.FILL)
 

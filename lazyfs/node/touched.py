@@ -13,5 +13,9 @@ class Touched:
         first, stop = offset // PAGE, -(-end // PAGE)
         self._pages[first:stop] = b"\1" * (stop - first)
 
+    def was(self, offset: int, end: int) -> bool:
+        """Whether any page of [offset, end) was asked for."""
+        return self._pages.find(1, offset // PAGE, -(-end // PAGE)) >= 0
+
     def bytes(self) -> int:
         return self._pages.count(1) * PAGE
