@@ -165,7 +165,7 @@ class Layers:
                 return known
             decoded = decode_toc(toc_bytes(), layer, diff_id)
             inode = self._number(reference, layer, diff_id, location)
-            opened = self._new(inode, store, layer, location.sha256, decoded)
+            opened = self._new(inode, store, reference.is_remote, layer, location.sha256, decoded)
             with self._changing:
                 self._shown[location.sha256] = self._by_inode[inode] = opened
             self._table.add(inode, str(inode), opened.device)
@@ -179,11 +179,16 @@ class Layers:
             self._numbers[location.sha256] = str(reference), inode
         return inode
 
-    def _new(self, inode: int, store: Store, layer: Descriptor, toc_digest: str, decoded: Toc) -> Layer:
+    def _new(
+        self, inode: int, store: Store, is_remote: bool, layer: Descriptor, toc_digest: str, decoded: Toc
+    ) -> Layer:
         cache = self._cache.open(toc_digest, decoded.chunks)
         source = BlobSource(store, layer.digest, decoded.codec)
         touched = Touched(decoded.chunks.device_size)
-        neighbours = Neighbours(decoded.chunks, self._engine.pace, touched.was, self._is_idle)
+        # Of files on this machine the kernel reads ahead itself.
+        neighbours = (
+            Neighbours(decoded.chunks, self._engine.pace, touched.was, self._is_idle) if is_remote else None
+        )
         fetcher = Fetcher(layer.digest, source, cache, self._engine, neighbours)
         self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LaunchDevice(LayerDevice(cache, fetcher), cache)

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-FEW = 3
+FEW = 4
 """Reads that say nothing yet."""
 _LATEST = 16
 _MUCH = 64 << 10

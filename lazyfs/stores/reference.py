@@ -55,6 +55,11 @@ class Reference:
         return f"{self.transport}:{_REMOTE.get(self.transport, '')}{self.location}{tag}{digest}"
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the store is reached over a network, and is no path on this machine."""
+        return self.transport in _REMOTE
+
+    @property
     def selector(self) -> str | None:
         """What `Store.resolve` takes: the digest, else the tag, else None."""
         return self.digest or self.tag

@@ -13,10 +13,12 @@ from lazyfs.daemon import node as node_module
 from lazyfs.errors import LazyfsError, NotFoundError, UsageError
 from lazyfs.node.fill import Filler
 from lazyfs.stores import LayoutStore, load_image, parse_reference
+from tests.faults import FaultServer
 from tests.layouts import with_layers
 from tests.waiting import wait_until
 
-from .open_node import MakeNode, OpenNode
+from .faces import registry_face
+from .open_node import PATIENCE, MakeNode, OpenNode
 
 
 def test_answer(make: MakeNode, made: Path) -> None:
@@ -29,6 +31,22 @@ def test_answer(make: MakeNode, made: Path) -> None:
     status = json.loads(json.dumps(each.node.status()))
     assert [layer["device"] for layer in status["layers"]] == sorted(image["layers"])
     assert [known["reference"] for known in status["images"]] == [f"oci:{made}:lazy"]
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_what_lies_behind_a_miss_comes_along_from_afar(make: MakeNode, made: Path, is_remote: bool) -> None:
+    """Of a directory the kernel reads ahead itself, however late its answers were."""
+    each = make()
+    for _ in range(16):
+        each.node._engine.pace.answered(0.2, 100_000, 0.1, 1_000_000)
+    with FaultServer(registry_face(made)) as server:
+        reference = f"docker://{server.host}/app:lazy" if is_remote else f"oci:{made}:lazy"
+        image = each.node.open_image(reference, Path("/"), fill=False)
+        shown = each.table.numbered(image["layers"][0])
+        assert shown is not None
+        assert len(shown.content.request(0, 1).result(PATIENCE)) == 1
+        wait_until(lambda: each.node.status()["fetched_bytes"])
+        assert (each.node.status()["fetched_bytes"] == shown.content.size) == is_remote
 
 
 def test_relative_references_count_from_the_callers_directory(make: MakeNode, made: Path) -> None:
