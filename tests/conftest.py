@@ -7,13 +7,15 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from lazyfs.mount.mountinfo import list_mounts
 from lazyfs.mount.syscalls import unmount
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+# How long examples take to be made tells of the machine: the tables for text alone are a second's work on a quiet one.
+_calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", _calm)
+settings.register_profile("ci", _calm, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # Where these are set, pytest shows all of a difference; to find that of two blobs takes it an hour.

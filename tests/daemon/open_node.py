@@ -12,7 +12,7 @@ from lazyfs.mount.device_table import DeviceTable
 from lazyfs.node.cache_settings import CacheSettings
 from lazyfs.stores import Image, LayoutStore, load_image, parse_reference
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 MakeNode = Callable[[], "OpenNode"]
 

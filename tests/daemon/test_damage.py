@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import BadInputError, IntegrityError, LazyfsError, LimitError, NotFoundError, StoreError
 
-from .open_node import OpenNode, blobs
+from .open_node import PATIENCE, OpenNode, blobs
 
 PIECE = 96 * 1024
 
@@ -76,7 +76,7 @@ def read_what_can_be_read(node: OpenNode, layout: Path, right: list[bytes]) -> N
         assert device is not None
         for offset in range(0, device.content.size, PIECE):
             try:
-                data = device.content.request(offset, PIECE).result(20)
+                data = device.content.request(offset, PIECE).result(PATIENCE)
             except LazyfsError as error:
                 failed.add(layer)
                 assert names[layer] in error.message
