@@ -9,7 +9,7 @@
 # The kernel does the same if this script is killed; the next run removes the directory.
 set -euo pipefail
 
-GRACE_AFTER_END=5      # seconds for processes that are just ending
+GRACE_AFTER_END=30     # seconds for processes that are just ending, on a machine that is busy
 GRACE_AFTER_SIGNAL=60  # seconds for the tests' own clean-up
 
 say() { printf 'run-tests: %s\n' "$*" >&2; }
