@@ -101,6 +101,14 @@ cgroups() {
     find /sys/fs/cgroup -maxdepth 2 -type d -name "lazyfs-$(stat -L -c %i /proc/self/ns/pid)-*" 2>/dev/null | sort
 }
 
+# Those on files of these tests: device and file.
+loops() {
+    local device file
+    losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null | while read -r device file; do
+        case $file in "$LAZYFS_TEST_DIR"/*) printf '%s %s\n' "$device" "$file" ;; esac
+    done
+}
+
 processes() {
     local directory pid state
     for directory in /proc/[0-9]*; do
@@ -119,7 +127,8 @@ report_left_behind() {
         kill -KILL -- "-$watchdog" || true
         wait "$watchdog" || true
     fi 2>/dev/null
-    while [ -n "$(processes)" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
+    # The kernel takes apart what a process held a moment after its end.
+    while [ -n "$(processes)$(cgroups)$(loops)" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
     for pid in $(processes); do
         say "left behind: process $pid: $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | cut -c1-200)"
         found=1
@@ -135,14 +144,10 @@ report_left_behind() {
         found=1
     done < <(cgroups)
     while read -r device file; do
-        case $file in
-        "$LAZYFS_TEST_DIR"/*)
-            say "left behind: loop device $device on $file"
-            losetup --detach "$device" || true
-            found=1
-            ;;
-        esac
-    done < <(losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null)
+        say "left behind: loop device $device on $file"
+        losetup --detach "$device" || true
+        found=1
+    done < <(loops)
     return "$found"
 }
 
