@@ -1,5 +1,6 @@
 """Daemons as processes: their start, their end, and who comes between."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.config import NodePaths
-from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon
+from lazyfs.daemon.client import DaemonClient, NoDaemonError, daemon_in_use, ensure_daemon, locked
 from lazyfs.errors import BusyError, LazyfsError, NotFoundError
 from lazyfs.mount import images
 from lazyfs.mount.images import mount_view, unmount_image
@@ -61,14 +62,23 @@ def test_many_start_it_at_once(paths: NodePaths) -> None:
     assert daemons(paths) == [int(said[0][0])]
 
 
-@pytest.mark.parametrize("moment", ["keeper_lock", "keeper_socket"])
+def is_held(lock: Path) -> bool:
+    try:
+        with locked(lock, fcntl.LOCK_EX, 0.0):
+            return False
+    except BusyError:
+        return True
+
+
+@pytest.mark.parametrize("moment", ["it has its lock", "it can be asked"])
 def test_a_command_comes_while_a_service_starts(paths: NodePaths, moment: str) -> None:
     """It finds the keeper of the service, which it does not know to be starting, and no second one."""
     paths.root.mkdir()
     with paths.log.open("ab") as log:
         service = subprocess.Popen([sys.executable, "-m", "lazyfs.keeper", "--root", paths.root], stderr=log)
     try:
-        wait_until(getattr(paths, moment).exists, moment)
+        asked = paths.keeper_socket.exists if moment == "it can be asked" else lambda: True
+        wait_until(lambda: asked() and is_held(paths.keeper_lock), moment)
         service.send_signal(signal.SIGSTOP)
         command = ensure_elsewhere(paths)
         wait_until(
