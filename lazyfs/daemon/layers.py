@@ -186,9 +186,7 @@ class Layers:
         source = BlobSource(store, layer.digest, decoded.codec)
         touched = Touched(decoded.chunks.device_size)
         # Of files on this machine the kernel reads ahead itself.
-        neighbours = (
-            Neighbours(decoded.chunks, self._engine.pace, touched.was, self._is_idle) if is_remote else None
-        )
+        neighbours = Neighbours(decoded.chunks, touched.was, self._is_idle) if is_remote else None
         fetcher = Fetcher(layer.digest, source, cache, self._engine, neighbours)
         self._prefer(fetcher, store, layer.digest, decoded.codec)
         device = LaunchDevice(LayerDevice(cache, fetcher), cache)

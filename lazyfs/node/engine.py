@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from lazyfs.node.budget import Budget
 from lazyfs.node.crew import Crew
@@ -37,11 +38,11 @@ class Engine:
         self.crew = crew or Crew()
         self.budget = Budget(memory)
         self.watch = Watch()
-        self.pace = Pace()
         self.disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._lock = threading.Lock()
         self._usual = _HEDGE_AFTER / _HEDGE_TIMES
         self._asked = self._hedged = 0
+        self._paces: dict[str, Pace] = {}
 
     def patience(self) -> float:
         """Seconds without a byte after which a read is asked a second time."""
@@ -52,6 +53,11 @@ class Engine:
         with self._lock:
             self._asked += 1
             self._usual += (seconds - self._usual) / 8
+
+    def pace(self, url: str) -> Pace:
+        """What is known of the host that this store is on."""
+        with self._lock:
+            return self._paces.setdefault(urlsplit(url).netloc, Pace())
 
     def may_hedge(self) -> bool:
         """Second requests are a small share of all: a store that is slow must not get twice the work."""

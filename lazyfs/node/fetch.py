@@ -117,7 +117,8 @@ class Fetcher:
         """Flights for what lies behind the last chunk that is missed, up to what is here or on its way already."""
         if not missed or self._neighbours is None or not self.has_room():
             return
-        for index in self._neighbours.behind(missed[-1].index):
+        pace = self._engine.pace(self._sources.in_order()[0].store.url)
+        for index in self._neighbours.behind(missed[-1].index, pace):
             if (
                 index in self._flights
                 or not self._cache.missing_units(index)
@@ -273,7 +274,8 @@ class Fetcher:
                             damaged.append(([flight], error))
         finally:
             if got:
-                self._engine.pace.answered(came - began, at_first, run.moved - came, got - at_first)
+                pace = self._engine.pace(source.store.url)
+                pace.answered(came - began, at_first, run.moved - came, got - at_first)
                 low, high = int(chunks.start[first]), int(chunks.start[last])
                 self._engine.timeline.fetched(self._layer, low, high, got, began, fill=run.lane is Lane.FILL)
 

@@ -34,12 +34,10 @@ class Neighbours:
     def __init__(
         self,
         chunks: ChunkTable,
-        pace: Pace,
         is_touched: Callable[[int, int], bool],
         is_idle: Callable[[], bool],
     ) -> None:
         self._chunks = chunks
-        self._pace = pace
         self._is_touched = is_touched
         self._is_idle = is_idle
         self._came: deque[tuple[int, int]] = deque()
@@ -47,15 +45,15 @@ class Neighbours:
         self._useful = 0.5
         self._skipped = 0
 
-    def behind(self, index: int) -> range:
-        """The chunks behind chunk `index` that are worth fetching with it: none, mostly, where the store is near."""
+    def behind(self, index: int, pace: Pace) -> range:
+        """The chunks behind chunk `index` worth fetching with it from a store of this pace: none from a near one."""
         nothing = range(index + 1, index + 1)
         self._misses += 1
         self._judge()
-        round_trip = self._pace.round_trip()
+        round_trip = pace.round_trip()
         if round_trip < NEAR or not self._is_worth() or not self._is_idle():
             return nothing
-        left = min(MAX_BYTES, ROUND_TRIPS * round_trip * self._pace.rate())
+        left = min(MAX_BYTES, ROUND_TRIPS * round_trip * pace.rate())
         end = index + 1
         while end < len(self._chunks) and left >= (size := int(self._chunks.blob_length[end])):
             left -= size

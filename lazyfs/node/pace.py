@@ -1,4 +1,4 @@
-"""How far away the stores of a node are, and how fast: by the ranged reads that they answered of late."""
+"""How far away a store is, and how fast: by the ranged reads that it answered of late."""
 
 import threading
 from collections import deque

@@ -37,9 +37,10 @@ def test_answer(make: MakeNode, made: Path) -> None:
 def test_what_lies_behind_a_miss_comes_along_from_afar(make: MakeNode, made: Path, is_remote: bool) -> None:
     """Of a directory the kernel reads ahead itself, however late its answers were."""
     each = make()
-    for _ in range(16):
-        each.node._engine.pace.answered(0.2, 100_000, 0.1, 1_000_000)
     with FaultServer(registry_face(made)) as server:
+        for host in (server.host, ""):
+            for _ in range(16):
+                each.node._engine.pace(f"docker://{host}/app").answered(0.2, 100_000, 0.1, 1_000_000)
         reference = f"docker://{server.host}/app:lazy" if is_remote else f"oci:{made}:lazy"
         image = each.node.open_image(reference, Path("/"), fill=False)
         shown = each.table.numbered(image["layers"][0])

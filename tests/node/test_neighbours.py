@@ -28,12 +28,25 @@ def pace(round_trip: float, rate: float, sizes: tuple[int, ...] = (50_000, 200_0
     return known
 
 
-def far(rig: Rig, *, chunks: float, is_idle: bool = True) -> Touched:
-    """From now on this layer's store is so far away that so many chunks come while one is asked for."""
+class Known(Pace):
+    """What no answer changes: those of a store in memory come at once."""
+
+    def __init__(self, round_trip: float, rate: float) -> None:
+        super().__init__()
+        self._known = round_trip, rate
+
+    def round_trip(self) -> float:
+        return self._known[0]
+
+    def rate(self) -> float:
+        return self._known[1]
+
+
+def far(rig: Rig, *, chunks: float, is_idle: bool = True) -> None:
+    """From now on this layer's store is so far away that so many chunks come in two round trips."""
     touched = Touched(rig.layer.chunks.device_size)
-    rate = chunks * CHUNK / 0.2  # two round trips
-    rig.fetcher._neighbours = Neighbours(rig.layer.chunks, pace(0.1, rate), touched.was, lambda: is_idle)
-    return touched
+    rig.engine._paces[""] = Known(0.1, chunks * CHUNK / 0.2)
+    rig.fetcher._neighbours = Neighbours(rig.layer.chunks, touched.was, lambda: is_idle)
 
 
 @given(
@@ -111,8 +124,8 @@ def test_it_ends_at_what_is_here_or_on_its_way(rig: Make) -> None:
 
 def test_no_neighbours_where_they_cost_more_than_to_ask(rig: Make) -> None:
     layer = Layer([CHUNK] * 8)
-    for known in (Pace(), pace(NEAR / 2, 1e9), pace(NEAR * 2, CHUNK)):
-        assert not Neighbours(layer.chunks, known, lambda low, high: True, lambda: True).behind(0)
+    for known in (Pace(), Known(NEAR / 2, 1e9), Known(NEAR * 2, CHUNK)):
+        assert not Neighbours(layer.chunks, lambda low, high: True, lambda: True).behind(0, known)
     each = rig([CHUNK] * 8)
     far(each, chunks=4, is_idle=False)
     assert each.is_right(0, 10)
@@ -141,7 +154,7 @@ def test_a_damaged_neighbour_is_nobodys_error(rig: Make) -> None:
 
 def test_never_more_than_a_part_of_a_long_link() -> None:
     layer = Layer([CHUNK] * 60)
-    behind = Neighbours(layer.chunks, pace(1.0, 1e9), lambda low, high: True, lambda: True).behind(3)
+    behind = Neighbours(layer.chunks, lambda low, high: True, lambda: True).behind(3, Known(1.0, 1e9))
     stored = layer.frame_span(behind[-1])[1] - layer.frame_span(behind[0])[0]
     assert MAX_BYTES - 2 * CHUNK < stored <= MAX_BYTES
     assert behind[0] == 4
@@ -150,14 +163,15 @@ def test_never_more_than_a_part_of_a_long_link() -> None:
 def test_who_jumps_about_gets_no_more_of_them() -> None:
     layer = Layer([PAGE] * 600)
     touched, here = Touched(layer.chunks.device_size), set[int]()
-    neighbours = Neighbours(layer.chunks, pace(0.1, 2.5 * PAGE / 0.2), touched.was, lambda: True)
+    known = Known(0.1, 2.5 * PAGE / 0.2)
+    neighbours = Neighbours(layer.chunks, touched.was, lambda: True)
 
     def misses(indexes: Iterable[int]) -> list[int]:
         """How many came along with each chunk that a reader of these missed."""
         found = []
         for index in indexes:
             if index not in here:
-                came = [each for each in neighbours.behind(index) if each not in here]
+                came = [each for each in neighbours.behind(index, known) if each not in here]
                 for each in came:
                     neighbours.came(each)
                 here.update([index, *came])
@@ -181,3 +195,9 @@ def test_touched_pages() -> None:
     assert touched.was(0, 3 * PAGE + 1)
     assert not touched.was(0, 3 * PAGE)
     assert not touched.was(4 * PAGE, 10 * PAGE)
+
+
+def test_each_host_has_a_pace_of_its_own(rig: Make) -> None:
+    engine = rig().engine
+    assert engine.pace("docker://far.example.com/app") is engine.pace("docker://far.example.com/other")
+    assert engine.pace("docker://far.example.com/app") is not engine.pace("docker://near.example.com/app")
