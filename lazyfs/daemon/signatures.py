@@ -12,6 +12,8 @@ a network; whether they still are, by the keys of today, is looked at each time.
 import base64
 import json
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +48,9 @@ from lazyfs.stores.base import named
 
 log = logging.getLogger(__name__)
 
+MAX_KEY = 64 << 10
+"""Bytes read of a file with a public key; one has some 200."""
+
 
 @dataclass(frozen=True, slots=True)
 class SignaturePolicy:
@@ -64,10 +69,11 @@ class SignaturePolicy:
         keys = []
         for name in files:
             try:
-                keys.append(read_key(Path(name).read_bytes(), name))
-            except OSError as error:
+                keys.append(read_key(_content(name), name))
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
                 raise UsageError(
-                    f"{where}: {name}: {error.strerror}", hint="the daemon's user must be able to read it"
+                    f"{where}: {name!r}: {reason}", hint="the daemon's user must be able to read it"
                 ) from error
         paths.signatures.mkdir(parents=True, exist_ok=True)
         remove_torn(paths.signatures)
@@ -115,6 +121,15 @@ class SignaturePolicy:
 
     def _path(self, manifest: str) -> Path:
         return self.directory / parse_digest(manifest)
+
+
+def _content(name: str) -> bytes:
+    """The beginning of a file, which is all of a key; nothing of what has no end, or would be waited for."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{name} is not a regular file", hint="name the file of a public key")
+        return file.read(MAX_KEY)
 
 
 def _signatures(store: Store, digest: str) -> Iterator[tuple[Descriptor, str]]:

@@ -289,6 +289,9 @@ def _ignore(blob: object, copied: bool) -> None:
         ("require_signature = []", "files with public keys"),
         ("require = 'x'", "files with public keys"),
         ("require_signature = '/nonexistent.pub'", "No such file"),
+        ("require_signature = '/dev/full'", "is not a regular file"),
+        ("require_signature = '{fifo}'", "is not a regular file"),
+        (r'require_signature = "a\u0000b"', "null"),
         ("require_signature = '{config}'", "is not a public key"),
         ("require_signature = '{rsa}'", "is not an ECDSA key on P-256"),
         ("require_signature = '{p384}'", "is not an ECDSA key on P-256"),
@@ -302,7 +305,9 @@ def test_a_policy_that_cannot_be_meant_starts_nothing(tmp_path: Path, text: str,
         ("p384", ec.generate_private_key(ec.SECP384R1())),
     ):
         (root / name).write_bytes(pem(key))
-    config = root / "config.toml"
-    config.write_text("[policy]\n" + text.format(config=config, rsa=root / "rsa", p384=root / "p384"))
+    config, fifo = root / "config.toml", root / "fifo"
+    os.mkfifo(fifo)
+    names = {"config": config, "fifo": fifo, "rsa": root / "rsa", "p384": root / "p384"}
+    config.write_text("[policy]\n" + text.format(**names))
     with pytest.raises(UsageError, match=words):
         OpenNode(root)
