@@ -37,6 +37,7 @@ from lazyfs.node.files import remove_torn
 from lazyfs.node.fill import Filler, GoOn
 from lazyfs.node.launch import PutPages
 from lazyfs.node.launches import Launches
+from lazyfs.node.neighbours import MAX_DEMANDED
 from lazyfs.node.proof import FalseLayerError, prove_layer
 from lazyfs.node.seen import SeenImage, SeenLayer
 from lazyfs.node.timeline import Timeline
@@ -103,7 +104,7 @@ class Node:
             self._engine,
             self.stores,
             self._state,
-            lambda: not self.launches.any_coming(),
+            lambda: not self.launches.any_coming() and self._engine.crew.demanded() <= MAX_DEMANDED,
         )
         # The kernel may have them open, also where no mount is to be seen any more: they are shown for good.
         self._inherited = self._layers.restore() if connection else frozenset[int]()

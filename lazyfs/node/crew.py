@@ -64,6 +64,11 @@ class Crew:
                 return 0.0
             return time.monotonic() - self._busy_at
 
+    def demanded(self) -> int:
+        """How much that somebody waits for is being done, or is to be."""
+        with self._changed:
+            return len(self._queues[Lane.DEMAND]) + self._running[Lane.DEMAND]
+
     def close(self) -> None:
         """Wait for what is being done, though not for stores that say nothing; what is queued is given up."""
         with self._changed:

@@ -17,6 +17,8 @@ MAX_BYTES = 1 << 20
 """Of blob. Across a link that brings 100 MB in the time of a round trip, that much would be fetched for each miss."""
 NEAR = 1.5e-3
 """Seconds. To ask a store that is no farther away costs less than to decode what nobody reads."""
+MAX_DEMANDED = 3
+"""Requests of readers that are under way: with more of them no link is idle."""
 _JUDGED_AFTER = 12
 """Misses later: by then a reader who comes has come."""
 _MEMORY = 16

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,9 @@ import pytest
 
 from lazyfs.daemon import node as node_module
 from lazyfs.errors import LazyfsError, NotFoundError, UsageError
+from lazyfs.node.crew import Lane
 from lazyfs.node.fill import Filler
+from lazyfs.node.neighbours import MAX_DEMANDED
 from lazyfs.stores import LayoutStore, load_image, parse_reference
 from tests.faults import FaultServer
 from tests.layouts import with_layers
@@ -49,6 +52,24 @@ def test_what_lies_behind_a_miss_comes_along_from_afar(make: MakeNode, made: Pat
         assert len(shown.content.request(0, 1).result(PATIENCE)) == 1
         wait_until(lambda: each.node.status()["fetched_bytes"])
         assert (each.node.status()["fetched_bytes"] == shown.content.size) == is_remote
+
+
+def test_nothing_comes_along_while_many_wait(make: MakeNode, made: Path) -> None:
+    each = make()
+    crew, gate = each.node._engine.crew, threading.Event()
+    with FaultServer(registry_face(made)) as server:
+        image = each.node.open_image(f"docker://{server.host}/app:lazy", Path("/"), fill=False)
+        for _ in range(16):
+            each.node._engine.pace(f"docker://{server.host}/app").answered(0.2, 100_000, 0.1, 1_000_000)
+        for _ in range(MAX_DEMANDED + 1):
+            crew.submit(Lane.DEMAND, lambda: gate.wait(PATIENCE))
+        assert crew.demanded() == MAX_DEMANDED + 1
+        shown = each.table.numbered(image["layers"][0])
+        assert shown is not None
+        assert len(shown.content.request(0, 1).result(PATIENCE)) == 1
+        gate.set()
+        wait_until(lambda: crew.demanded() == 0)
+        assert 0 < each.node.status()["fetched_bytes"] < shown.content.size
 
 
 def test_relative_references_count_from_the_callers_directory(make: MakeNode, made: Path) -> None:
