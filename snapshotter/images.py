@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,7 +141,7 @@ class Images:
         It may wait for a registry that is silent: then it ends by itself, and is not waited for.
         """
         if self._starting is not None:
-            self._starting.result()  # else it would begin to serve when nobody is there to end it
+            wait([self._starting])  # else it would begin to serve when nobody is there to end it
         try:
             _in_background(DaemonClient(self._paths).shutdown).result(STOP_SECONDS)
         except NoDaemonError:
