@@ -124,7 +124,10 @@ class SignaturePolicy:
 
 
 def _content(name: str) -> bytes:
-    """The beginning of a file, which is all of a key; nothing of what has no end, or would be waited for."""
+    """The beginning of a file, which is all of a key; nothing of what has no end, or would be waited for.
+
+    A link may lead to it: it is named by who owns the node, unlike files of stores.
+    """
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
